@@ -1,0 +1,280 @@
+//! A decoded sweep against a catalogue: names, parameters, ranges, metrics, models.
+
+use serde_json::{Map, Value};
+
+use super::{
+    CheckpointSelection, ExperimentSpec, ModelSource, Problem, Segment, SweepSpec, expand,
+};
+use crate::{
+    catalog::{self, did_you_mean},
+    pb,
+};
+
+impl SweepSpec {
+    /// Compares the sweep with what workers can run. `document` is what was decoded; it tells in
+    /// which form an experiment was written, so that paths lead to the right place.
+    ///
+    /// # Errors
+    /// Every problem found.
+    pub fn check(&self, document: &Value, known: &pb::Catalog) -> Result<(), Vec<Problem>> {
+        let mut checker = Checker { spec: self, document, catalog: known, problems: Vec::new() };
+        checker.models();
+        checker.experiments("experiments", "analyse", &self.experiments);
+        checker.experiments("compare", "compare", &self.compare);
+        checker.experiments("trajectory", "trajectory", &self.trajectory);
+        if checker.problems.is_empty() { Ok(()) } else { Err(checker.problems) }
+    }
+}
+
+struct Checker<'a> {
+    spec: &'a SweepSpec,
+    document: &'a Value,
+    catalog: &'a pb::Catalog,
+    problems: Vec<Problem>,
+}
+
+fn path(parts: &[&dyn ToSegment]) -> Vec<Segment> {
+    parts.iter().map(|part| part.to_segment()).collect()
+}
+
+trait ToSegment {
+    fn to_segment(&self) -> Segment;
+}
+
+impl ToSegment for &str {
+    fn to_segment(&self) -> Segment {
+        Segment::Key((*self).to_owned())
+    }
+}
+
+impl ToSegment for usize {
+    fn to_segment(&self) -> Segment {
+        Segment::Index(*self)
+    }
+}
+
+impl Checker<'_> {
+    fn add(&mut self, path: Vec<Segment>, message: String, hint: Option<String>) {
+        self.problems.push(Problem { path, at_key: false, message, hint });
+    }
+
+    fn models(&mut self) {
+        let spec = self.spec;
+        for (index, model) in spec.models.iter().enumerate() {
+            let here = path(&[&"models", &index]);
+            match &model.source {
+                ModelSource::Train { recipe, params, .. } => {
+                    let at = path(&[&"models", &index, &"train"]);
+                    self.train(&at, recipe, params, model.checkpoints.as_ref());
+                }
+                ModelSource::Named(name) => self.add(
+                    here,
+                    format!("unknown model `{name}`"),
+                    Some("this version trains its models: use `train: { recipe: … }`".to_owned()),
+                ),
+                ModelSource::Hub { .. } | ModelSource::Path { .. } => self.add(
+                    here,
+                    "models from a hub or a folder are not supported by this version".to_owned(),
+                    Some("use `train: { recipe: … }`".to_owned()),
+                ),
+            }
+        }
+    }
+
+    fn train(
+        &mut self,
+        at: &[Segment],
+        name: &str,
+        params: &Map<String, Value>,
+        checkpoints: Option<&CheckpointSelection>,
+    ) {
+        let Some(recipe) = catalog::recipe(self.catalog, name) else {
+            let names = self.catalog.recipes.iter().map(|recipe| recipe.name.as_str());
+            let hint = did_you_mean(name, names.clone()).unwrap_or_else(|| {
+                format!("known recipes: {}", names.collect::<Vec<_>>().join(", "))
+            });
+            let mut path = at.to_vec();
+            path.push(Segment::Key("recipe".to_owned()));
+            self.add(path, format!("unknown recipe `{name}`"), Some(hint));
+            return;
+        };
+        let mut params_at = at.to_vec();
+        params_at.push(Segment::Key("params".to_owned()));
+        let owner = format!("recipe `{name}`");
+        self.params(&params_at, &owner, &recipe.params, params, true);
+        let Some(CheckpointSelection::Steps(steps)) = checkpoints else { return };
+        // A step that the training never reaches would wait forever.
+        for point in expand::grid(recipe, params) {
+            let total = expand::total_steps(recipe, &point);
+            if let Some(step) = steps.iter().find(|step| **step > total) {
+                let mut path = at[..at.len() - 1].to_vec();
+                path.push(Segment::Key("checkpoints".to_owned()));
+                let message = format!("step {step} lies beyond the training's {total} steps");
+                self.add(path, message, None);
+                return;
+            }
+        }
+    }
+
+    fn experiments(&mut self, key: &str, stage: &str, list: &[ExperimentSpec]) {
+        for (index, experiment) in list.iter().enumerate() {
+            let here = path(&[&key, &index]);
+            let Some(known) = catalog::experiment(self.catalog, &experiment.name) else {
+                let of_stage = self.catalog.experiments.iter().filter(|e| e.stage == stage);
+                let names: Vec<&str> = of_stage.map(|e| e.name.as_str()).collect();
+                let hint = did_you_mean(&experiment.name, names.iter().copied()).or_else(|| {
+                    (!names.is_empty()).then(|| format!("known here: {}", names.join(", ")))
+                });
+                self.add(here, format!("unknown experiment `{}`", experiment.name), hint);
+                continue;
+            };
+            if known.stage != stage {
+                let section = match known.stage.as_str() {
+                    "analyse" => "experiments",
+                    other => other,
+                };
+                self.add(
+                    here,
+                    format!("`{}` is not an experiment for `{key}`", experiment.name),
+                    Some(format!("move it to `{section}`")),
+                );
+                continue;
+            }
+            if list[..index].contains(experiment) {
+                self.add(here, format!("`{}` is listed twice", experiment.name), None);
+                continue;
+            }
+            let mut at = here;
+            let written = &self.document[key][index];
+            let canonical = written.get("name").is_some() && written.get("params").is_some();
+            let inner = if canonical { "params" } else { experiment.name.as_str() };
+            at.push(Segment::Key(inner.to_owned()));
+            let owner = format!("experiment `{}`", experiment.name);
+            self.params(&at, &owner, &known.params, &experiment.params, false);
+        }
+    }
+
+    /// Checks names, types and ranges of parameters; `grid` allows a list of values per parameter.
+    fn params(
+        &mut self,
+        at: &[Segment],
+        owner: &str,
+        known: &[pb::Param],
+        given: &Map<String, Value>,
+        grid: bool,
+    ) {
+        for (key, value) in given {
+            let mut path = at.to_vec();
+            path.push(Segment::Key(key.clone()));
+            let Some(param) = known.iter().find(|param| param.name == *key) else {
+                let names: Vec<&str> = known.iter().map(|param| param.name.as_str()).collect();
+                self.problems.push(Problem {
+                    path,
+                    at_key: true,
+                    message: format!(
+                        "{owner} has no parameter `{key}` (it has: {})",
+                        names.join(", ")
+                    ),
+                    hint: did_you_mean(key, names),
+                });
+                continue;
+            };
+            let axis = if grid { expand::axis_of(param, value) } else { None };
+            let values = axis.unwrap_or(std::slice::from_ref(value));
+            for (index, value) in values.iter().enumerate() {
+                let mut path = path.clone();
+                if axis.is_some() {
+                    path.push(Segment::Index(index));
+                }
+                if values[..index].contains(value) {
+                    self.add(path, format!("`{key}` lists {value} twice"), None);
+                } else if let Err((message, hint)) = self.value(param, value) {
+                    self.add(path, message, hint);
+                }
+            }
+        }
+        for param in known.iter().filter(|param| param.kind == "metric") {
+            let default = expand::default_of(param);
+            let missing = default.as_str().is_none_or(str::is_empty);
+            if missing && !given.contains_key(&param.name) {
+                let mut path = at.to_vec();
+                path.pop_if(|last| matches!(last, Segment::Key(_)));
+                self.add(
+                    path,
+                    format!("{owner} needs the parameter `{}`", param.name),
+                    Some(format!("{}: experiment.metric", param.name)),
+                );
+            }
+        }
+    }
+
+    fn value(&self, param: &pb::Param, value: &Value) -> Result<(), (String, Option<String>)> {
+        let name = &param.name;
+        let wrong = |what: &str| Err((format!("`{name}` must be {what}, found {value}"), None));
+        let scalars: &[Value] = match param.kind.as_str() {
+            "int-list" | "float-list" | "text-list" => match value.as_array() {
+                Some(list) => list,
+                None => return wrong("a list"),
+            },
+            _ => std::slice::from_ref(value),
+        };
+        for value in scalars {
+            match param.kind.as_str() {
+                "int" | "int-list" if !value.is_i64() && !value.is_u64() => {
+                    return wrong("a whole number");
+                }
+                "float" | "float-list" if !value.is_number() => return wrong("a number"),
+                "bool" if !value.is_boolean() => return wrong("true or false"),
+                "text" | "text-list" | "metric" if !value.is_string() => return wrong("a text"),
+                _ => {}
+            }
+            if let Some(number) = value.as_f64() {
+                if param.min.is_some_and(|min| number < min) {
+                    return wrong(&format!("at least {}", param.min.unwrap_or_default()));
+                }
+                if param.max.is_some_and(|max| number > max) {
+                    return wrong(&format!("at most {}", param.max.unwrap_or_default()));
+                }
+            }
+            let Some(text) = value.as_str() else { continue };
+            if !param.choices.is_empty() && !param.choices.iter().any(|choice| choice == text) {
+                let choices = param.choices.iter().map(String::as_str);
+                let message = format!("`{name}` must be one of {}", param.choices.join(", "));
+                return Err((message, did_you_mean(text, choices)));
+            }
+            if param.kind == "metric" {
+                let known = self.metric_names();
+                if !known.iter().any(|metric| metric == text) {
+                    let message = format!("no metric `{text}` in this sweep");
+                    let hint = did_you_mean(text, known.iter().map(String::as_str))
+                        .unwrap_or_else(|| format!("there are: {}", known.join(", ")));
+                    return Err((message, Some(hint)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Full names of all metrics that the sweep's trainings and experiments produce.
+    fn metric_names(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        let mut add = |owner: &str, metrics: &[pb::Metric]| {
+            names.extend(metrics.iter().map(|metric| format!("{owner}.{}", metric.name)));
+        };
+        for model in &self.spec.models {
+            if let ModelSource::Train { recipe, .. } = &model.source
+                && let Some(recipe) = catalog::recipe(self.catalog, recipe)
+            {
+                add(&recipe.name, &recipe.metrics);
+            }
+        }
+        for experiment in &self.spec.experiments {
+            if let Some(known) = catalog::experiment(self.catalog, &experiment.name) {
+                add(&known.name, &known.metrics);
+            }
+        }
+        names.sort();
+        names.dedup();
+        names
+    }
+}

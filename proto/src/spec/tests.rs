@@ -1,0 +1,171 @@
+use serde_json::json;
+
+use super::*;
+use crate::pb;
+
+fn catalog() -> pb::Catalog {
+    let param = |name: &str, kind: &str, default: &str| pb::Param {
+        name: name.into(),
+        kind: kind.into(),
+        default: default.into(),
+        min: (kind == "int").then_some(1.0),
+        ..Default::default()
+    };
+    let metric = |name: &str| pb::Metric { name: name.into(), ..Default::default() };
+    pb::Catalog {
+        recipes: vec![pb::Recipe {
+            name: "modular-addition".into(),
+            version: 1,
+            params: vec![
+                param("p", "int", "113"),
+                param("weight_decay", "float", "1.0"),
+                param("steps", "int", "1000"),
+                param("widths", "int-list", "[1]"),
+            ],
+            metrics: vec![metric("train_loss")],
+            ..Default::default()
+        }],
+        experiments: vec![
+            pb::Experiment {
+                name: "grokking-progress".into(),
+                stage: "analyse".into(),
+                params: vec![param("threshold", "float", "0.85")],
+                metrics: vec![metric("test_loss")],
+                ..Default::default()
+            },
+            pb::Experiment {
+                name: "phase-transition".into(),
+                stage: "trajectory".into(),
+                params: vec![param("metric", "metric", "\"\"")],
+                ..Default::default()
+            },
+        ],
+    }
+}
+
+fn problems(document: &Value) -> Vec<String> {
+    let result = SweepSpec::decode(document).and_then(|spec| spec.check(document, &catalog()));
+    result.err().unwrap_or_default().iter().map(Problem::one_line).collect()
+}
+
+#[track_caller]
+fn check(patch: Value, expected: &str) {
+    let mut document = json!({
+        "name": "grokking",
+        "models": [{ "train": { "recipe": "modular-addition" } }],
+        "experiments": ["grokking-progress"],
+    });
+    for (key, value) in patch.as_object().unwrap() {
+        document[key] = value.clone();
+    }
+    let found = problems(&document).join("\n");
+    assert!(
+        found.contains(expected) && (found.is_empty() == expected.is_empty()),
+        "expected: {expected}\nfound: {found}"
+    );
+}
+
+#[test]
+fn good_files_have_no_problems() {
+    check(json!({}), "");
+    check(
+        json!({ "trajectory": [{ "phase-transition": { "metric": "grokking-progress.test_loss" } }] }),
+        "",
+    );
+    check(
+        json!({ "models": [{ "train": { "recipe": "modular-addition",
+        "params": { "p": [59, 71], "widths": [1, 2] }, "seeds": 3 }, "checkpoints": { "every": 10 } }] }),
+        "",
+    );
+}
+
+#[test]
+fn every_mistake_is_named_with_its_place() {
+    check(json!({ "experimets": [] }), "experimets: unknown key `experimets`");
+    check(json!({ "experimets": [] }), "did you mean `experiments`?");
+    check(json!({ "models": [] }), "models: `models` is empty");
+    check(json!({ "models": 3 }), "expected a list of models, found a number");
+    check(json!({ "name": "a/b" }), "cannot be a sweep name");
+    check(json!({ "experiments": ["groking-progress"] }), "did you mean `grokking-progress`?");
+    check(json!({ "experiments": ["phase-transition"] }), "move it to `trajectory`");
+    check(json!({ "trajectory": ["phase-transition"] }), "needs the parameter `metric`");
+    check(
+        json!({ "trajectory": [{ "phase-transition": { "metric": "grokking-progress.tst_loss" } }] }),
+        "did you mean `grokking-progress.test_loss`?",
+    );
+    check(
+        json!({ "experiments": [{ "grokking-progress": { "treshold": 1 } }] }),
+        "experiments[0].grokking-progress.treshold: experiment `grokking-progress` has no parameter",
+    );
+    let train = |train: Value| json!({ "models": [{ "train": train }] });
+    check(train(json!({ "recipe": "modular-adition" })), "did you mean `modular-addition`?");
+    check(
+        train(json!({ "recipe": "modular-addition", "params": { "p": "x" } })),
+        "must be a whole number",
+    );
+    check(
+        train(json!({ "recipe": "modular-addition", "params": { "p": [0] } })),
+        "params.p[0]: `p` must be at least 1",
+    );
+    check(
+        train(json!({ "recipe": "modular-addition", "params": { "p": [] } })),
+        "the axis `p` is empty",
+    );
+    check(
+        train(json!({ "recipe": "modular-addition", "params": { "p": [3, 3] } })),
+        "lists 3 twice",
+    );
+    check(train(json!({ "recipe": "modular-addition", "seeds": 0 })), "`seeds` must be 1 to");
+    check(
+        train(json!({ "recipe": "modular-addition", "seeds": [1, 1] })),
+        "seed 1 is listed twice",
+    );
+    check(
+        json!({ "models": [{ "train": { "recipe": "modular-addition" }, "checkpoints": { "steps": [5000] } }] }),
+        "step 5000 lies beyond the training's 1000 steps",
+    );
+    check(
+        json!({ "models": [{ "train": {}, "checkpoints": { "evry": 1 } }] }),
+        "did you mean `every`?",
+    );
+}
+
+#[test]
+fn equal_sweeps_have_equal_ids_and_survive_a_round_trip() {
+    let short = json!({ "name": "g", "models": [{ "train": { "recipe": "r", "seeds": 2,
+        "params": { "b": 1, "a": 2 } } }], "experiments": ["e"] });
+    let long = json!({ "experiments": [{ "e": {} }], "name": "g", "priority": 0, "models": [
+        { "train": { "params": { "a": 2, "b": 1 }, "recipe": "r", "seeds": [0, 1] } }] });
+    let (short, long) = (SweepSpec::decode(&short).unwrap(), SweepSpec::decode(&long).unwrap());
+    assert_eq!(short.id(), long.id());
+    let again = SweepSpec::decode(&short.to_json()).unwrap();
+    assert_eq!(again.id(), short.id());
+    assert_eq!(again, short);
+}
+
+#[test]
+fn checkpoint_selections_cover_start_and_end() {
+    use CheckpointSelection::{Every, Final, Last, Log2, Steps};
+    let steps = |selection: Option<&CheckpointSelection>| expand::training_steps(selection, 1000);
+    assert_eq!(steps(Some(&Every(400))), [0, 400, 800, 1000]);
+    assert_eq!(steps(Some(&Final)), [1000]);
+    assert_eq!(steps(Some(&Steps(vec![3, 5]))), [3, 5]);
+    assert_eq!(steps(Some(&Log2(0, 3))), [0, 1, 2, 4, 8, 1000]);
+    assert_eq!(steps(Some(&Last(2))), [975, 1000]);
+    assert_eq!(steps(None).len(), 41);
+}
+
+#[test]
+fn grids_are_indexed_without_being_built() {
+    let catalog = catalog();
+    let params = json!({ "p": [59, 71], "weight_decay": [0.1, 0.3, 1.0], "widths": [1, 2] });
+    let params = params.as_object().unwrap();
+    let axes = expand::axes(&catalog.recipes[0], params);
+    assert_eq!(expand::grid_size(&axes), 6);
+    let point = expand::point(params, &axes, 4);
+    assert_eq!((&point["p"], &point["weight_decay"]), (&json!(71), &json!(0.3)));
+    assert_eq!(point["widths"], json!([1, 2]));
+    let source = ModelSource::Train { recipe: "r".into(), params: params.clone(), seeds: vec![0] };
+    let model = ModelSpec { source, checkpoints: None };
+    assert_eq!(expand::model_label(&model, &axes, &point, 7), "r-p=71-weight_decay=0.3-seed7");
+}
