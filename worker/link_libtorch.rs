@@ -2,6 +2,8 @@
 //! the CUDA runtime libraries lie that libtorch itself needs, and gives the binary an rpath, so
 //! that it runs without `LD_LIBRARY_PATH`. torch-sys finds libtorch by `LIBTORCH` on its own.
 
+#![expect(clippy::print_stdout, reason = "this is how a build script speaks to cargo")]
+
 use std::{env, path::PathBuf};
 
 fn main() {

@@ -1,1 +1,49 @@
-//! Placeholder while the crate is being written.
+//! One hooked transformer for every model family: TransformerLens in libtorch.
+//!
+//! # Map
+//! - [`Config`] and [`Weights`] describe a model by TransformerLens' names; [`Transformer`] checks them
+//!   against each other once and runs the forward pass.
+//! - [`Hook`] names an activation; [`Hooks`] observes and edits activations during one pass.
+//! - [`checkpoint`] turns a model into bytes and back, [`tensor_file`] does so for any named tensors.
+//! - [`init`] draws seeded parameters, [`device`] finds the GPU.
+//!
+//! # Invariants
+//! - Activation and parameter names and shapes are TransformerLens' for every family. A population has
+//!   one more leading axis `[n_models, …]` on parameters and activations.
+//! - No network, clock, environment or global random state; the one file ever read is a checkpoint path.
+
+pub mod checkpoint;
+pub mod device;
+pub mod init;
+pub mod tensor_file;
+
+mod activation;
+mod attention;
+mod axes;
+mod block;
+mod cache;
+mod config;
+mod embed;
+mod error;
+mod hook;
+mod hooks;
+mod linear;
+mod mlp;
+mod model;
+mod norm;
+mod parameter;
+mod rotary;
+mod weights;
+
+pub use tch::{Device, Kind, Tensor};
+
+pub use crate::{
+    cache::Cache,
+    config::{ActFn, Config, Normalization, Positional, RotaryScaling},
+    error::{Class, Error, Problem, Result},
+    hook::{Hook, Norm, Site},
+    hooks::{Ablate, FnHook, Hooks, Patch},
+    model::{Run, Transformer},
+    parameter::Parameter,
+    weights::Weights,
+};

@@ -1,0 +1,98 @@
+//! Token and positional embedding, and the unembedding.
+
+use tch::{Kind, Tensor};
+
+use crate::{
+    axes::Axes,
+    config::{Config, Positional},
+    error::Result,
+    hook::Hook,
+    hooks::{self, Hooks},
+    linear::affine,
+    weights::Weights,
+};
+
+/// Token embedding and, where the model has them, learned positions.
+#[derive(Debug)]
+pub(crate) struct Embed {
+    w_e: Tensor,           // [d_vocab, d_model]
+    w_pos: Option<Tensor>, // [n_ctx, d_model]
+    /// Whether positions are added to queries and keys only, in every layer.
+    is_shortformer: bool,
+}
+
+/// What the embedding hands to the blocks.
+pub(crate) struct Embedded {
+    /// The residual stream, `[(n_models,) batch, pos, d_model]`.
+    pub(crate) resid: Tensor,
+    /// What each layer adds to the inputs of queries and keys (shortformer), same shape.
+    pub(crate) shortformer: Option<Tensor>,
+}
+
+impl Embed {
+    pub(crate) fn new(config: &Config, weights: &Weights) -> Result<Self> {
+        Ok(Embed {
+            w_e: weights.require("embed.W_E")?.shallow_clone(),
+            w_pos: weights.get("pos_embed.W_pos").map(Tensor::shallow_clone),
+            is_shortformer: config.positional == Positional::Shortformer,
+        })
+    }
+
+    /// Embeds tokens `[batch, pos]` or `[n_models, batch, pos]`.
+    pub(crate) fn forward(&self, tokens: &Tensor, axes: Axes, hooks: &mut dyn Hooks) -> Embedded {
+        let embedded = hooks::at(hooks, Hook::Embed, self.tokens(tokens, axes));
+        let Some(w_pos) = &self.w_pos else {
+            return Embedded { resid: embedded, shortformer: None };
+        };
+        let positions = w_pos.narrow(-2, 0, axes.pos); // [(model,) pos, d_model]
+        // Broadcast over the batch; only a hook needs it written out.
+        let positions = if axes.n_models.is_some() { positions.unsqueeze(1) } else { positions };
+        let positions = if hooks.wants(Hook::PosEmbed) {
+            hooks::at(hooks, Hook::PosEmbed, positions.expand_as(&embedded))
+        } else {
+            positions
+        };
+        if self.is_shortformer {
+            Embedded { resid: embedded, shortformer: Some(positions) }
+        } else {
+            Embedded { resid: embedded + positions, shortformer: None }
+        }
+    }
+
+    fn tokens(&self, tokens: &Tensor, axes: Axes) -> Tensor {
+        let Some(n_models) = axes.n_models else {
+            return Tensor::embedding(&self.w_e, tokens, -1, false, false); // [batch, pos, d_model]
+        };
+        let (d_vocab, d_model) = (self.w_e.size()[1], self.w_e.size()[2]);
+        // A token beyond the vocabulary would silently read the next model's table.
+        // Asynchronous, because waiting for a GPU in every pass would cost more than the pass.
+        let is_valid = tokens.ge(0).logical_and(&tokens.lt(d_vocab)).all();
+        let tokens =
+            is_valid.internal_functional_assert_async("token outside the vocabulary", tokens);
+        let offsets = Tensor::arange(n_models, (Kind::Int64, tokens.device())) * d_vocab;
+        let rows = tokens + offsets.view([n_models, 1, 1]); // [model, batch, pos]
+        let tables = self.w_e.reshape([n_models * d_vocab, d_model]);
+        Tensor::embedding(&tables, &rows, -1, false, false) // [model, batch, pos, d_model]
+    }
+}
+
+/// The map from the residual stream to logits.
+#[derive(Debug)]
+pub(crate) struct Unembed {
+    w_u: Tensor,         // [d_model, d_vocab_out]
+    b_u: Option<Tensor>, // [d_vocab_out]
+}
+
+impl Unembed {
+    pub(crate) fn new(weights: &Weights) -> Result<Self> {
+        Ok(Unembed {
+            w_u: weights.require("unembed.W_U")?.shallow_clone(),
+            b_u: weights.get("unembed.b_U").map(Tensor::shallow_clone),
+        })
+    }
+
+    /// Maps `[(n_models,) batch, pos, d_model]` to `[(n_models,) batch, pos, d_vocab_out]`.
+    pub(crate) fn forward(&self, resid: &Tensor) -> Tensor {
+        affine(resid, &self.w_u, self.b_u.as_ref())
+    }
+}
