@@ -1,1 +1,49 @@
-//! Placeholder while the crate is being written.
+//! What we measure and what we train: experiments, trajectory experiments and training recipes.
+//!
+//! # Map
+//! - [`EXPERIMENTS`] and [`RECIPES`] are the only lists; each entry describes itself by a [`Card`].
+//! - [`analyse`] runs a bundle of experiments on one checkpoint, [`trajectory`] one experiment on all
+//!   checkpoints or metric series of a model, [`train`] a group of seeds of a recipe.
+//! - `fourier`, `progress_measures` and `curve` hold the mathematics, free of sinks and cards.
+//!
+//! # Invariants
+//! - No network or file I/O, no async, clock, environment or global random state: bytes and models come
+//!   in as arguments, everything goes out through a sink.
+//! - Nothing undeclared reaches a sink; a panic in one experiment is that experiment's error.
+
+mod card;
+pub mod curve;
+pub mod data;
+mod error;
+mod executor;
+mod experiment;
+pub mod experiments;
+pub mod fourier;
+mod group;
+pub mod optimizer;
+mod params;
+pub mod random;
+mod recipe;
+pub mod recipes;
+mod sink;
+mod train;
+mod trainer_state;
+mod trajectory;
+mod value;
+
+pub use sweep_lens as lens;
+
+pub use crate::{
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    error::{Class, Error, Result},
+    executor::{AnalyseJob, analyse},
+    experiment::{Analysis, AnyExperiment, Experiment, Inputs, Observer, Subject, TokenSet},
+    experiments::EXPERIMENTS,
+    params::{MetricName, NoParams, ParamDef, ParamKind, ParamSet, ParamType},
+    recipe::{AnyRecipe, Objective, Plan, Recipe},
+    recipes::RECIPES,
+    sink::{Cancelled, Context, MemorySink, Sink},
+    train::{CheckpointPlan, SeedOutcome, Signal, TrainSink, train},
+    trajectory::{Checkpoints, Series, SeriesTable, TrajectoryInput, trajectory},
+    value::Value,
+};

@@ -1,0 +1,228 @@
+//! Cards: what an experiment or recipe is, as data. The catalogue, the parameter check, the metric
+//! check, default plots and the documentation are all read off a [`Card`].
+//!
+//! Invariant: names are append-only; the meaning of a metric changes only with [`Card::version`].
+
+use sweep_lens::Config;
+
+use crate::{
+    error::{Error, Result},
+    params::ParamDef,
+};
+
+/// Identity and documentation of an experiment or a recipe.
+#[derive(Debug)]
+pub struct Card {
+    /// Kebab-case; equals the file stem with `_` for `-`. Never renamed, only retired.
+    pub name: &'static str,
+    /// Raised when the meaning of any metric changes; old and new results never mix.
+    pub version: u32,
+    /// One line, third person.
+    pub summary: &'static str,
+    /// Paper and section, or upstream function.
+    pub source: &'static str,
+    /// What it is run on.
+    pub stage: Stage,
+    /// What a model must have.
+    pub requires: Requires,
+    /// Knobs.
+    pub params: &'static [ParamDef],
+    /// Everything it may emit.
+    pub metrics: &'static [MetricDef],
+    /// What `sweep plot` draws unless told otherwise.
+    pub figures: &'static [Figure],
+}
+
+impl Card {
+    /// The declaration of metric `name`.
+    pub fn metric(&self, name: &str) -> Option<&'static MetricDef> {
+        self.metrics.iter().find(|metric| metric.name == name)
+    }
+}
+
+/// Kind of task that a card describes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Trains a model and publishes checkpoints.
+    Train,
+    /// Looks at one checkpoint.
+    Analyse,
+    /// Looks at two checkpoints.
+    Compare,
+    /// Looks at all checkpoints of a model, or at metric series of it.
+    Trajectory,
+}
+
+impl Stage {
+    /// Stable lowercase name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Analyse => "analyse",
+            Self::Compare => "compare",
+            Self::Trajectory => "trajectory",
+        }
+    }
+}
+
+/// What a model must have for an experiment to make sense.
+#[derive(Debug, Clone, Copy)]
+pub struct Requires {
+    /// Fewest layers.
+    pub min_layers: i64,
+    /// Needs an MLP in every block.
+    pub mlp: bool,
+    /// Only models trained by this recipe.
+    pub recipe: Option<&'static str>,
+}
+
+impl Requires {
+    /// Any model.
+    pub const ANY: Self = Self { min_layers: 0, mlp: false, recipe: None };
+
+    /// Checks a model; `recipe` is the name of the recipe that trained it, if one did.
+    pub fn check(&self, card: &str, config: &Config, recipe: Option<&str>) -> Result<()> {
+        if config.n_layers < self.min_layers {
+            return Err(Error::Unsupported(format!(
+                "`{card}` needs at least {} layers, the model has {}",
+                self.min_layers, config.n_layers
+            )));
+        }
+        if self.mlp && config.attn_only {
+            return Err(Error::Unsupported(format!(
+                "`{card}` needs MLPs, the model is attention-only"
+            )));
+        }
+        match self.recipe {
+            Some(needed) if recipe != Some(needed) => Err(Error::Unsupported(format!(
+                "`{card}` needs a model trained by recipe `{needed}`, found {}",
+                recipe.map_or("a model without a recipe".to_owned(), |name| format!("`{name}`"))
+            ))),
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+/// One metric: its unit and what each of its axes counts. The step is always an axis and not listed.
+#[derive(Debug, Clone, Copy)]
+pub struct MetricDef {
+    /// Name without the experiment.
+    pub name: &'static str,
+    /// Unit of every value.
+    pub unit: Unit,
+    /// Axes in order; empty for a scalar.
+    pub axes: &'static [Axis],
+    /// One sentence.
+    pub doc: &'static str,
+}
+
+/// What an axis of a metric counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Axis {
+    /// Transformer block.
+    Layer,
+    /// Attention head.
+    Head,
+    /// Fourier frequency `1..=p/2`.
+    Frequency,
+    /// Parameter tensor, labelled with its canonical name.
+    Tensor,
+    /// Principal component.
+    Component,
+    /// Cell of another metric, labelled `axis=label,…` (empty for a scalar).
+    Cell,
+    /// Quantile, labelled with its level.
+    Quantile,
+}
+
+impl Axis {
+    /// Column name in exports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Layer => "layer",
+            Self::Head => "head",
+            Self::Frequency => "frequency",
+            Self::Tensor => "tensor",
+            Self::Component => "component",
+            Self::Cell => "cell",
+            Self::Quantile => "quantile",
+        }
+    }
+}
+
+/// Unit of a metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// Natural-log loss or divergence.
+    Nats,
+    /// Base-2 loss or divergence.
+    Bits,
+    /// In [0, 1]: a probability or a fraction of cases.
+    Probability,
+    /// Quotient of two like quantities.
+    Ratio,
+    /// Whole number of things.
+    Count,
+    /// Unnormalised log-probability.
+    Logit,
+    /// Euclidean norm in weight or activation space.
+    Norm,
+    /// Squared Euclidean norm.
+    SquaredNorm,
+    /// Training steps.
+    Steps,
+    /// Factors of ten on the step axis.
+    Decades,
+    /// Angle.
+    Radians,
+    /// Pure number without a natural scale.
+    Dimensionless,
+}
+
+impl Unit {
+    /// Stable lowercase name, as exported.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nats => "nats",
+            Self::Bits => "bits",
+            Self::Probability => "probability",
+            Self::Ratio => "ratio",
+            Self::Count => "count",
+            Self::Logit => "logit",
+            Self::Norm => "norm",
+            Self::SquaredNorm => "squared_norm",
+            Self::Steps => "steps",
+            Self::Decades => "decades",
+            Self::Radians => "radians",
+            Self::Dimensionless => "dimensionless",
+        }
+    }
+}
+
+/// A default plot.
+#[derive(Debug, Clone, Copy)]
+pub struct Figure {
+    /// File stem.
+    pub name: &'static str,
+    /// Heading.
+    pub title: &'static str,
+    /// How it is drawn.
+    pub kind: FigureKind,
+    /// Metrics of this card that it shows.
+    pub metrics: &'static [&'static str],
+    /// Logarithmic step axis (for scatter plots: first component).
+    pub log_x: bool,
+    /// Logarithmic value axis.
+    pub log_y: bool,
+}
+
+/// How a figure is drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FigureKind {
+    /// Values over steps, one line per metric (and cell).
+    Lines,
+    /// First axis entry 0 against entry 1, one point per step, coloured by step.
+    Scatter,
+    /// One axis against steps, colour is the value.
+    HeatMap,
+}

@@ -1,0 +1,389 @@
+//! The five curve models of D29, fitted by multi-start least squares and scored by BIC.
+//!
+//! Main type: [`Fits`], all models fitted to one curve `y(x)` with `x = ln(step + 1)`:
+//! M0 `c`; M1 `a + b x`; M2 `a + b t^-c` with `t = e^x`; M3 `c + A / (1 + exp(-(x - x0)/w))`;
+//! M4 two such logistics on one constant. `BIC = n ln(RSS/n) + k ln n`, k counting curve parameters.
+//!
+//! The second score, [`Fits::dbic_ar1`], repeats the comparison under AR(1) errors (generalised
+//! least squares, correlation profiled): plain BIC takes the wandering of correlated noise for a step.
+
+use serde::Serialize;
+
+use super::least_squares::{Curve, affine, levenberg_marquardt, two_columns};
+
+/// A curve model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Model {
+    /// M0.
+    Constant,
+    /// M1.
+    Linear,
+    /// M2.
+    PowerLaw,
+    /// M3.
+    Logistic,
+    /// M4.
+    TwoLogistics,
+}
+
+impl Model {
+    /// All models, M0 to M4.
+    pub const ALL: [Self; 5] =
+        [Self::Constant, Self::Linear, Self::PowerLaw, Self::Logistic, Self::TwoLogistics];
+
+    /// Number of curve parameters.
+    pub const fn n_parameters(self) -> usize {
+        match self {
+            Self::Constant => 1,
+            Self::Linear => 2,
+            Self::PowerLaw => 3,
+            Self::Logistic => 4,
+            Self::TwoLogistics => 7,
+        }
+    }
+}
+
+/// One fitted model.
+#[derive(Debug, Clone, Serialize)]
+pub struct Fit {
+    /// Which.
+    pub model: Model,
+    /// M0 `[c]`, M1 `[a, b]`, M2 `[a, b, c]`, M3 `[c, A, x0, ln w]`, M4 `[c, A1, x1, ln w1, A2, x2, ln w2]`.
+    pub parameters: Vec<f64>,
+    /// Residual sum of squares.
+    pub rss: f64,
+    /// Bayesian information criterion; lower is better.
+    pub bic: f64,
+}
+
+impl Fit {
+    fn new(model: Model, parameters: Vec<f64>, rss: f64, curve: &Points<'_>) -> Self {
+        let bic = curve.bic(rss, model.n_parameters());
+        Self { model, parameters, rss, bic }
+    }
+
+    /// Value of the fitted curve at `x`.
+    pub fn value(&self, x: f64) -> f64 {
+        let p = &self.parameters;
+        match self.model {
+            Model::Constant => p[0],
+            Model::Linear => p[0] + p[1] * x,
+            Model::PowerLaw => p[0] + p[1] * (-p[2] * x).exp(),
+            Model::Logistic | Model::TwoLogistics => {
+                p[0] + p[1..].chunks(3).map(|l| l[0] * logistic(x, l[1], l[2].exp())).sum::<f64>()
+            }
+        }
+    }
+}
+
+/// The points of a curve, `x` strictly ascending, at least 8 of them.
+#[derive(Debug, Clone, Copy)]
+pub struct Points<'a> {
+    /// Abscissae.
+    pub x: &'a [f64],
+    /// Ordinates.
+    pub y: &'a [f64],
+}
+
+impl Points<'_> {
+    /// `max(x) - min(x)`.
+    pub fn x_range(&self) -> f64 {
+        self.x[self.x.len() - 1] - self.x[0]
+    }
+
+    /// `max(y) - min(y)`.
+    pub fn y_range(&self) -> f64 {
+        let max = self.y.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let min = self.y.iter().copied().fold(f64::INFINITY, f64::min);
+        max - min
+    }
+
+    fn bic(&self, rss: f64, n_parameters: usize) -> f64 {
+        let n = self.x.len() as f64;
+        // A perfect fit has no likelihood; rounding of the data bounds what can be resolved.
+        let floor = (1e-9 * self.y_range()).powi(2) * n;
+        n * (rss.max(floor) / n).ln() + n_parameters as f64 * n.ln()
+    }
+}
+
+/// All models fitted to one curve.
+#[derive(Debug, Clone, Serialize)]
+pub struct Fits {
+    /// M0 to M4.
+    pub fits: Vec<Fit>,
+    /// `min(BIC(M1), BIC(M2)) - BIC(M3)`: above 10 is decisive for the logistic.
+    pub dbic: f64,
+    /// The same under AR(1) errors, M0 also counting as an alternative.
+    pub dbic_ar1: f64,
+}
+
+impl Fits {
+    /// Fits everything.
+    pub fn new(points: Points<'_>) -> Self {
+        let grid = Grid::new(points);
+        let mean = points.y.iter().sum::<f64>() / points.y.len() as f64;
+        let rss = points.y.iter().map(|y| (y - mean).powi(2)).sum();
+        let line = affine(points.x, points.y);
+        let fits = vec![
+            Fit::new(Model::Constant, vec![mean], rss, &points),
+            Fit::new(Model::Linear, vec![line.a, line.b], line.rss, &points),
+            power_law(points),
+            grid.logistic(points),
+            grid.two_logistics(points),
+        ];
+        let dbic = fits[1].bic.min(fits[2].bic) - fits[3].bic;
+        let dbic_ar1 = grid.dbic_ar1(points);
+        Self { fits, dbic, dbic_ar1 }
+    }
+
+    /// The fit of one model.
+    pub fn get(&self, model: Model) -> &Fit {
+        &self.fits[model as usize]
+    }
+
+    /// The model of lowest BIC.
+    pub fn best(&self) -> Model {
+        let best = self.fits.iter().min_by(|a, b| a.bic.total_cmp(&b.bic));
+        best.map_or(Model::Constant, |fit| fit.model)
+    }
+}
+
+/// `1 / (1 + exp(-(x - x0)/w))`.
+pub fn logistic(x: f64, x0: f64, w: f64) -> f64 {
+    1.0 / (1.0 + (-(x - x0) / w).exp())
+}
+
+/// Sum of logistics on a constant, with `x0` inside the data and `w` in a sane range.
+pub(super) struct Logistics {
+    x_min: f64,
+    x_max: f64,
+}
+
+impl Logistics {
+    pub(super) fn new(points: Points<'_>) -> Self {
+        Self { x_min: points.x[0], x_max: points.x[points.x.len() - 1] }
+    }
+}
+
+impl Curve for Logistics {
+    fn value(&self, parameters: &[f64], x: f64, gradient: &mut [f64]) -> f64 {
+        gradient[0] = 1.0;
+        let mut value = parameters[0];
+        for (l, g) in parameters[1..].chunks(3).zip(gradient[1..].chunks_mut(3)) {
+            let w = l[2].exp();
+            let s = logistic(x, l[1], w);
+            let slope = l[0] * s * (1.0 - s);
+            g[0] = s;
+            g[1] = -slope / w;
+            g[2] = -slope * (x - l[1]) / w;
+            value += l[0] * s;
+        }
+        value
+    }
+
+    fn clamp(&self, parameters: &mut [f64]) {
+        let range = self.x_max - self.x_min;
+        for l in parameters[1..].chunks_mut(3) {
+            l[1] = l[1].clamp(self.x_min, self.x_max);
+            // Narrower than a thousandth of the range, the curve is a step between two points.
+            l[2] = l[2].clamp((1e-3 * range).ln(), range.ln());
+        }
+    }
+}
+
+/// Exponents tried for M2, both decaying and growing; near 0 it is the line M1.
+fn exponents() -> impl Iterator<Item = f64> {
+    (-30..=60).filter(|i: &i32| i.abs() >= 1).map(|i| f64::from(i) * 0.1)
+}
+
+/// M2: linear in a and b, so a one-dimensional search over c.
+fn power_law(points: Points<'_>) -> Fit {
+    let at = |c: f64| {
+        let f: Vec<f64> = points.x.iter().map(|x| (-c * (x - points.x[0])).exp()).collect();
+        affine(&f, points.y)
+    };
+    let best = exponents().min_by(|&a, &b| at(a).rss.total_cmp(&at(b).rss)).unwrap_or(1.0);
+    let (mut low, mut high) = (best - 0.1, best + 0.1);
+    let golden = (5f64.sqrt() - 1.0) / 2.0;
+    for _ in 0..40 {
+        let (left, right) = (high - golden * (high - low), low + golden * (high - low));
+        if at(left).rss < at(right).rss { high = right } else { low = left }
+    }
+    let refined = (low + high) / 2.0;
+    let c = if at(refined).rss <= at(best).rss { refined } else { best };
+    let fit = at(c);
+    let parameters = vec![fit.a, fit.b * (c * points.x[0]).exp(), c];
+    Fit::new(Model::PowerLaw, parameters, fit.rss, &points)
+}
+
+/// Candidate logistic columns, computed once per curve and used for starts and for GLS profiles.
+struct Grid {
+    columns: Vec<Column>,
+}
+
+struct Column {
+    x0: f64,
+    ln_w: f64,
+    values: Vec<f64>,
+}
+
+impl Grid {
+    fn new(points: Points<'_>) -> Self {
+        let (start, range) = (points.x[0], points.x_range());
+        let mut columns = Vec::new();
+        for i in 0..=60 {
+            let x0 = start + range * f64::from(i) / 60.0;
+            for j in 0..8 {
+                let w = range * 0.003 * 100f64.powf(f64::from(j) / 7.0);
+                let values = points.x.iter().map(|&x| logistic(x, x0, w)).collect();
+                columns.push(Column { x0, ln_w: w.ln(), values });
+            }
+        }
+        Self { columns }
+    }
+
+    /// The best columns for `y ≈ c + A column`, at most one per location, best first.
+    fn starts(&self, y: &[f64], n_starts: usize) -> Vec<[f64; 4]> {
+        let mut scored: Vec<_> = self.columns.iter().map(|c| (affine(&c.values, y), c)).collect();
+        scored.sort_by(|a, b| a.0.rss.total_cmp(&b.0.rss));
+        let mut starts: Vec<[f64; 4]> = Vec::new();
+        for (fit, column) in scored {
+            if starts.iter().all(|start| start[2] != column.x0) {
+                starts.push([fit.a, fit.b, column.x0, column.ln_w]);
+            }
+            if starts.len() == n_starts {
+                break;
+            }
+        }
+        starts
+    }
+
+    fn logistic(&self, points: Points<'_>) -> Fit {
+        let starts = self.starts(points.y, 4).into_iter().map(|start| start.to_vec());
+        best_of(Model::Logistic, starts, points)
+    }
+
+    /// Starts: each good single logistic plus the best logistic of what it leaves.
+    fn two_logistics(&self, points: Points<'_>) -> Fit {
+        let mut starts = Vec::new();
+        for first in self.starts(points.y, 4) {
+            let rest: Vec<f64> = points
+                .x
+                .iter()
+                .zip(points.y)
+                .map(|(&x, y)| y - first[0] - first[1] * logistic(x, first[2], first[3].exp()))
+                .collect();
+            for second in self.starts(&rest, 2) {
+                starts.push(vec![
+                    first[0] + second[0],
+                    first[1],
+                    first[2],
+                    first[3],
+                    second[1],
+                    second[2],
+                    second[3],
+                ]);
+            }
+        }
+        best_of(Model::TwoLogistics, starts.into_iter(), points)
+    }
+
+    /// BIC advantage of the logistic when errors are AR(1) from point to point.
+    fn dbic_ar1(&self, points: Points<'_>) -> f64 {
+        let ones = vec![1.0; points.x.len()];
+        let powers: Vec<Vec<f64>> = exponents()
+            .map(|c| points.x.iter().map(|x| (-c * (x - points.x[0])).exp()).collect())
+            .collect();
+        let (mut smooth, mut step) = (f64::INFINITY, f64::INFINITY);
+        for rho in [0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.995] {
+            let (one, y) = (whiten(&ones, rho), whiten(points.y, rho));
+            let score = |column: &[f64], k: usize| {
+                let rss = two_columns(&one, &whiten(column, rho), &y);
+                // -ln(1-ρ²) is the Jacobian of the stationary first point; ρ is one parameter more.
+                points.bic(rss, k + 1) - f64::ln(1.0 - rho * rho)
+            };
+            smooth = smooth.min(score(&ones, Model::Constant.n_parameters()));
+            smooth = smooth.min(score(points.x, Model::Linear.n_parameters()));
+            for power in &powers {
+                smooth = smooth.min(score(power, Model::PowerLaw.n_parameters()));
+            }
+            for column in &self.columns {
+                step = step.min(score(&column.values, Model::Logistic.n_parameters()));
+            }
+        }
+        smooth - step
+    }
+}
+
+/// Removes AR(1) correlation ρ: the first entry scaled, then successive differences `v_i - ρ v_{i-1}`.
+fn whiten(values: &[f64], rho: f64) -> Vec<f64> {
+    let first = values[0] * (1.0 - rho * rho).sqrt();
+    std::iter::once(first).chain(values.windows(2).map(|w| w[1] - rho * w[0])).collect()
+}
+
+fn best_of(model: Model, starts: impl Iterator<Item = Vec<f64>>, points: Points<'_>) -> Fit {
+    let curve = Logistics::new(points);
+    let fits = starts.map(|start| levenberg_marquardt(&curve, points.x, points.y, &start, 60));
+    let (parameters, rss) = fits
+        .min_by(|a, b| a.1.total_cmp(&b.1))
+        .expect("a curve of eight or more points has at least one start");
+    Fit::new(model, parameters, rss, &points)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grid(n: usize) -> Vec<f64> {
+        (0..n).map(|i| 9.0 * i as f64 / (n - 1) as f64).collect()
+    }
+
+    fn fit(f: impl Fn(f64) -> f64, n: usize) -> Fits {
+        let x = grid(n);
+        let y: Vec<f64> = x.iter().map(|&x| f(x)).collect();
+        Fits::new(Points { x: &x, y: &y })
+    }
+
+    #[test]
+    fn each_model_recovers_its_own_curve() {
+        let fits = fit(|x| 2.0 - 0.3 * x, 40);
+        assert_eq!(fits.best(), Model::Linear);
+        let fits = fit(|x| 1.0 + 3.0 * (-0.77 * x).exp(), 40);
+        let p = &fits.get(Model::PowerLaw).parameters;
+        assert!((p[0] - 1.0).abs() < 1e-6 && (p[1] - 3.0).abs() < 1e-6 && (p[2] - 0.77).abs() < 1e-6);
+        assert_eq!(fits.best(), Model::PowerLaw);
+        let fits = fit(|x| 5.0 - 4.0 * logistic(x, 6.2, 0.21), 40);
+        let p = &fits.get(Model::Logistic).parameters;
+        assert!((p[2] - 6.2).abs() < 1e-6 && (p[3].exp() - 0.21).abs() < 1e-6, "{p:?}");
+        assert_eq!(fits.best(), Model::Logistic);
+        assert!(fits.dbic > 100.0 && fits.dbic_ar1 > 10.0);
+        let fits = fit(|x| logistic(x, 3.0, 0.2) - 2.0 * logistic(x, 7.0, 0.1), 60);
+        assert_eq!(fits.best(), Model::TwoLogistics);
+        let p = &fits.get(Model::TwoLogistics).parameters;
+        let mut centres = [p[2], p[5]];
+        centres.sort_by(f64::total_cmp);
+        assert!((centres[0] - 3.0).abs() < 1e-4 && (centres[1] - 7.0).abs() < 1e-4, "{p:?}");
+    }
+
+    #[test]
+    fn fitted_value_is_the_formula_and_bic_the_definition() {
+        let x = grid(20);
+        let y: Vec<f64> = x.iter().enumerate().map(|(i, x)| x + f64::from(i as u32 % 3)).collect();
+        let points = Points { x: &x, y: &y };
+        for fit in Fits::new(points).fits {
+            let rss: f64 = x.iter().zip(&y).map(|(&x, y)| (y - fit.value(x)).powi(2)).sum();
+            assert!((rss - fit.rss).abs() < 1e-9 * rss, "{:?}", fit.model);
+            let bic = 20.0 * (rss / 20.0).ln() + fit.model.n_parameters() as f64 * 20f64.ln();
+            assert!((fit.bic - bic).abs() < 1e-6, "{:?}", fit.model);
+        }
+    }
+
+    #[test]
+    fn whitening_leaves_innovations() {
+        let series = [1.0, 0.9, 0.41];
+        let white = whiten(&series, 0.5);
+        assert!((white[0] - 0.75f64.sqrt()).abs() < 1e-15);
+        assert!((white[1] - 0.4).abs() < 1e-15 && (white[2] + 0.04).abs() < 1e-15);
+    }
+}

@@ -1,0 +1,195 @@
+//! Small dense least squares: two-column linear fits in closed form, and Levenberg-Marquardt with
+//! an analytic Jacobian for up to a handful of parameters.
+//!
+//! Main items: [`affine`], [`two_columns`], [`levenberg_marquardt`]. No allocation grows with
+//! anything but the number of points.
+
+/// Intercept, slope and residual sum of squares of `y ≈ a + b f`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Affine {
+    /// Intercept.
+    pub a: f64,
+    /// Slope.
+    pub b: f64,
+    /// Residual sum of squares.
+    pub rss: f64,
+}
+
+/// Best `y ≈ a + b f`. A constant `f` gives slope 0.
+pub fn affine(f: &[f64], y: &[f64]) -> Affine {
+    let n = y.len() as f64;
+    let (mean_f, mean_y) = (f.iter().sum::<f64>() / n, y.iter().sum::<f64>() / n);
+    let (mut ff, mut fy) = (0.0, 0.0);
+    for (f, y) in f.iter().zip(y) {
+        ff += (f - mean_f) * (f - mean_f);
+        fy += (f - mean_f) * (y - mean_y);
+    }
+    let b = if ff > 0.0 { fy / ff } else { 0.0 };
+    let a = mean_y - b * mean_f;
+    let rss = f.iter().zip(y).map(|(f, y)| (y - a - b * f).powi(2)).sum();
+    Affine { a, b, rss }
+}
+
+/// Residual sum of squares of the best `y ≈ a u + b v`; collinear columns count as one.
+pub fn two_columns(u: &[f64], v: &[f64], y: &[f64]) -> f64 {
+    let (mut uu, mut uv, mut vv, mut uy, mut vy) = (0.0, 0.0, 0.0, 0.0, 0.0);
+    for ((u, v), y) in u.iter().zip(v).zip(y) {
+        uu += u * u;
+        uv += u * v;
+        vv += v * v;
+        uy += u * y;
+        vy += v * y;
+    }
+    let determinant = uu * vv - uv * uv;
+    let (a, b) = if determinant > 1e-12 * uu * vv {
+        ((vv * uy - uv * vy) / determinant, (uu * vy - uv * uy) / determinant)
+    } else if uu > 0.0 {
+        (uy / uu, 0.0)
+    } else {
+        (0.0, 0.0)
+    };
+    u.iter().zip(v).zip(y).map(|((u, v), y)| (y - a * u - b * v).powi(2)).sum()
+}
+
+/// A model with analytic derivatives: value at `x`, partial derivatives into `gradient`.
+pub trait Curve {
+    /// Value at `x`; writes ∂value/∂parameter into `gradient`.
+    fn value(&self, parameters: &[f64], x: f64, gradient: &mut [f64]) -> f64;
+    /// Forces parameters into the admissible region.
+    fn clamp(&self, parameters: &mut [f64]);
+}
+
+/// Minimises the squared residuals from `start`; returns parameters and their residual sum of squares,
+/// never worse than the start.
+pub fn levenberg_marquardt<C: Curve>(
+    curve: &C,
+    x: &[f64],
+    y: &[f64],
+    start: &[f64],
+    max_iterations: usize,
+) -> (Vec<f64>, f64) {
+    let k = start.len();
+    let mut best = start.to_vec();
+    curve.clamp(&mut best);
+    let mut gradient = vec![0.0; k];
+    let residuals = |parameters: &[f64], gradient: &mut [f64]| -> f64 {
+        x.iter().zip(y).map(|(&x, &y)| (y - curve.value(parameters, x, gradient)).powi(2)).sum()
+    };
+    let mut rss = residuals(&best, &mut gradient);
+    let mut damping = 1e-3;
+    for _ in 0..max_iterations {
+        let mut normal = vec![0.0; k * k];
+        let mut right = vec![0.0; k];
+        for (&x, &y) in x.iter().zip(y) {
+            let residual = y - curve.value(&best, x, &mut gradient);
+            for i in 0..k {
+                right[i] += gradient[i] * residual;
+                for j in 0..=i {
+                    normal[i * k + j] += gradient[i] * gradient[j];
+                }
+            }
+        }
+        let before = rss;
+        // Raise the damping until a step helps.
+        while damping < 1e12 {
+            let mut damped = normal.clone();
+            for i in 0..k {
+                damped[i * k + i] += damping * normal[i * k + i].max(1e-12);
+            }
+            let Some(step) = solve_cholesky(&mut damped, &right) else {
+                damping *= 10.0;
+                continue;
+            };
+            let mut candidate: Vec<f64> = best.iter().zip(&step).map(|(p, s)| p + s).collect();
+            curve.clamp(&mut candidate);
+            let candidate_rss = residuals(&candidate, &mut gradient);
+            if candidate_rss < rss {
+                best = candidate;
+                rss = candidate_rss;
+                damping = (damping * 0.2).max(1e-12);
+                break;
+            }
+            damping *= 5.0;
+        }
+        if damping >= 1e12 || before - rss <= 1e-12 * before {
+            break;
+        }
+    }
+    (best, rss)
+}
+
+/// Solves `A x = b` for symmetric positive definite A (lower triangle, row-major, overwritten).
+fn solve_cholesky(a: &mut [f64], b: &[f64]) -> Option<Vec<f64>> {
+    let k = b.len();
+    for i in 0..k {
+        for j in 0..=i {
+            let dot: f64 = (0..j).map(|m| a[i * k + m] * a[j * k + m]).sum();
+            let rest = a[i * k + j] - dot;
+            if i == j {
+                // NaN fails this comparison too.
+                if rest.is_nan() || rest <= 0.0 {
+                    return None;
+                }
+                a[i * k + i] = rest.sqrt();
+            } else {
+                a[i * k + j] = rest / a[j * k + j];
+            }
+        }
+    }
+    let mut x = b.to_vec();
+    for i in 0..k {
+        let dot: f64 = (0..i).map(|m| a[i * k + m] * x[m]).sum();
+        x[i] = (x[i] - dot) / a[i * k + i];
+    }
+    for i in (0..k).rev() {
+        let dot: f64 = (i + 1..k).map(|m| a[m * k + i] * x[m]).sum();
+        x[i] = (x[i] - dot) / a[i * k + i];
+    }
+    Some(x)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn linear_fits_are_exact() {
+        let f: Vec<f64> = (0..9).map(f64::from).collect();
+        let y: Vec<f64> = f.iter().map(|f| 2.0 - 0.5 * f).collect();
+        let fit = affine(&f, &y);
+        assert!((fit.a - 2.0).abs() < 1e-12 && (fit.b + 0.5).abs() < 1e-12 && fit.rss < 1e-24);
+        assert!(two_columns(&[1.0; 9], &f, &y) < 1e-24);
+        // Least squares of (0,0), (1,1), (2,0): mean 1/3, slope 0, rss 2/3.
+        let fit = affine(&[0., 1., 2.], &[0., 1., 0.]);
+        assert!(fit.b.abs() < 1e-15 && (fit.rss - 2.0 / 3.0).abs() < 1e-15);
+        assert!((two_columns(&[1.; 3], &[1.; 3], &[0., 1., 0.]) - 2.0 / 3.0).abs() < 1e-12);
+    }
+
+    struct Decay;
+    impl Curve for Decay {
+        fn value(&self, p: &[f64], x: f64, gradient: &mut [f64]) -> f64 {
+            let e = (-p[1] * x).exp();
+            gradient.copy_from_slice(&[e, -p[0] * x * e]);
+            p[0] * e
+        }
+        fn clamp(&self, parameters: &mut [f64]) {
+            parameters[1] = parameters[1].clamp(0.0, 10.0);
+        }
+    }
+
+    #[test]
+    fn levenberg_marquardt_finds_the_minimum() {
+        let x: Vec<f64> = (0..30).map(|i| f64::from(i) * 0.1).collect();
+        let y: Vec<f64> = x.iter().map(|x| 3.0 * (-1.7 * x).exp()).collect();
+        let (p, rss) = levenberg_marquardt(&Decay, &x, &y, &[1.0, 0.1], 100);
+        assert!((p[0] - 3.0).abs() < 1e-8 && (p[1] - 1.7).abs() < 1e-8 && rss < 1e-15, "{p:?} {rss}");
+    }
+
+    #[test]
+    fn cholesky_solves_and_refuses() {
+        let x = solve_cholesky(&mut [4.0, 0.0, 2.0, 3.0], &[8.0, 7.0]).unwrap();
+        assert!((4.0 * x[0] + 2.0 * x[1] - 8.0).abs() < 1e-12);
+        assert!((2.0 * x[0] + 3.0 * x[1] - 7.0).abs() < 1e-12);
+        assert!(solve_cholesky(&mut [1.0, 0.0, 2.0, 1.0], &[1.0, 1.0]).is_none());
+    }
+}

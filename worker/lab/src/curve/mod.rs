@@ -1,0 +1,14 @@
+//! Is a metric curve a phase transition or a smooth trend? (D29, D29b)
+//!
+//! # Layout
+//! - [`fit`]: the five curve models and how they are fitted and scored;
+//! - [`least_squares`]: the numerical core (affine fits, Levenberg-Marquardt);
+//! - [`transition`]: onset, end, width, verdict, bracket and bootstrap interval of one curve;
+//! - [`abruptness`]: model-free shape measures.
+//!
+//! Everything is plain f64 on slices: no tensors, no randomness but the stream handed in.
+
+pub mod abruptness;
+pub mod fit;
+pub mod least_squares;
+pub mod transition;

@@ -1,0 +1,195 @@
+//! The experiment extension point: what an experiment is, what it may read, and its object-safe face.
+//!
+//! Implementors of [`Experiment`] are unit structs listed in [`crate::EXPERIMENTS`]. Everything one
+//! may read is handed in; everything it produces goes through [`Context`]. It performs no I/O, reads no
+//! clock, environment or global random state. Contract: equal inputs and parameters on the same
+//! device kind give equal metrics.
+
+use sweep_lens::{Device, Hook, Tensor, Transformer, Weights, checkpoint::Checkpoint};
+
+use crate::{
+    card::{Card, Stage},
+    error::{Error, Result},
+    params::{self, ParamSet},
+    sink::Context,
+    trajectory::TrajectoryInput,
+};
+
+/// One analysis. Implement [`Experiment::analyse`] or [`Experiment::trajectory`], as
+/// [`Card::stage`] says.
+pub trait Experiment: Send + Sync + 'static {
+    /// Knobs; `Default` is what the paper uses.
+    type Params: ParamSet;
+    /// Identity and documentation.
+    const CARD: &'static Card;
+
+    /// What must be fetched before a run.
+    fn inputs(&self, params: &Self::Params) -> Inputs;
+
+    /// Stage [`Stage::Analyse`]: how to look at one checkpoint.
+    fn analyse<'a>(&self, subject: &Subject<'a>, params: Self::Params) -> Result<Analysis<'a>> {
+        let _ = (subject, params);
+        Err(wrong_stage(Self::CARD, Stage::Analyse))
+    }
+
+    /// Stage [`Stage::Trajectory`]: looks at all checkpoints or at metric series.
+    fn trajectory(
+        &self,
+        input: &mut TrajectoryInput<'_>,
+        params: Self::Params,
+        cx: &mut Context<'_>,
+    ) -> Result<()> {
+        let _ = (input, params, cx);
+        Err(wrong_stage(Self::CARD, Stage::Trajectory))
+    }
+}
+
+fn wrong_stage(card: &'static Card, asked: Stage) -> Error {
+    Error::Unsupported(format!(
+        "`{}` is run at stage `{}`, not `{}`",
+        card.name,
+        card.stage.name(),
+        asked.name()
+    ))
+}
+
+/// What an experiment needs fetched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Inputs {
+    /// One checkpoint.
+    Checkpoint {
+        /// The weights before training too.
+        init: bool,
+        /// The weights of the checkpoint before it too.
+        previous: bool,
+    },
+    /// All checkpoints of the model, streamed one at a time in step order.
+    Checkpoints,
+    /// Only these metric series, by full name `experiment.metric`.
+    Series(Vec<String>),
+}
+
+/// One loaded checkpoint, immutable, on a device.
+pub struct Subject<'a> {
+    /// Config, weights, step and what the recipe recorded.
+    pub checkpoint: &'a Checkpoint,
+    /// The transformer over those weights.
+    pub model: &'a Transformer,
+    /// Weights before training, if known.
+    pub init: Option<&'a Weights>,
+    /// Step and weights of the checkpoint before this one, if there is one.
+    pub previous: Option<(u64, &'a Weights)>,
+    /// Where weights and activations live.
+    pub device: Device,
+}
+
+/// How an experiment looks at a checkpoint.
+pub enum Analysis<'a> {
+    /// Only reads activations of a token set; shares forward passes with others that read the same.
+    Observe(TokenSet, Box<dyn Observer + 'a>),
+    /// Runs passes of its own, or none.
+    Procedure(Box<dyn FnOnce(&mut Context<'_>) -> Result<()> + 'a>),
+}
+
+/// Inputs of a forward pass.
+#[derive(Debug)]
+pub struct TokenSet {
+    /// i64 [n, pos].
+    pub tokens: Tensor,
+    /// Rows in one forward pass; bounds the memory of activations.
+    pub rows_per_batch: i64,
+    /// Only the final position of the last layer is read: skips what nobody reads.
+    pub last_position_only: bool,
+}
+
+/// Reads activations, a batch of rows at a time, then reports. Each batch brings every wanted hook in
+/// the order of the computation, then the logits.
+pub trait Observer {
+    /// Whether [`Observer::see`] wants this activation.
+    fn wants(&self, hook: Hook) -> bool;
+
+    /// Whether [`Observer::logits`] is wanted; if nobody wants them the unembedding is skipped.
+    fn wants_logits(&self) -> bool;
+
+    /// One activation of rows `first_row..` of the token set, with TransformerLens' shape.
+    fn see(&mut self, hook: Hook, first_row: i64, activation: &Tensor) -> Result<()> {
+        let _ = (hook, first_row, activation);
+        Ok(())
+    }
+
+    /// The logits [batch, pos, d_vocab_out] of rows `first_row..`.
+    fn logits(&mut self, first_row: i64, logits: &Tensor) -> Result<()> {
+        let _ = (first_row, logits);
+        Ok(())
+    }
+
+    /// All rows were seen: computes and emits.
+    fn finish(self: Box<Self>, cx: &mut Context<'_>) -> Result<()>;
+}
+
+/// Object-safe face of [`Experiment`], implemented once for all of them.
+pub trait AnyExperiment: Send + Sync {
+    /// Identity and documentation.
+    fn card(&self) -> &'static Card;
+    /// All defaults.
+    fn default_params(&self) -> serde_json::Value;
+    /// Strictly checks parameters without running anything.
+    fn check_params(&self, params: &serde_json::Value) -> Result<()>;
+    /// Parameters with defaults filled in: equal settings give equal JSON.
+    fn canonical_params(&self, params: &serde_json::Value) -> Result<serde_json::Value>;
+    /// What must be fetched.
+    fn inputs(&self, params: &serde_json::Value) -> Result<Inputs>;
+    /// See [`Experiment::analyse`].
+    fn analyse<'a>(&self, subject: &Subject<'a>, params: &serde_json::Value)
+    -> Result<Analysis<'a>>;
+    /// See [`Experiment::trajectory`].
+    fn trajectory(
+        &self,
+        input: &mut TrajectoryInput<'_>,
+        params: &serde_json::Value,
+        cx: &mut Context<'_>,
+    ) -> Result<()>;
+}
+
+impl<E: Experiment> AnyExperiment for E {
+    fn card(&self) -> &'static Card {
+        E::CARD
+    }
+
+    fn default_params(&self) -> serde_json::Value {
+        params::defaults(E::Params::DEFS)
+    }
+
+    fn check_params(&self, params: &serde_json::Value) -> Result<()> {
+        params::decode::<E::Params>(params).map(drop)
+    }
+
+    fn canonical_params(&self, params: &serde_json::Value) -> Result<serde_json::Value> {
+        params::canonical::<E::Params>(params)
+    }
+
+    fn inputs(&self, params: &serde_json::Value) -> Result<Inputs> {
+        Ok(Experiment::inputs(self, &params::decode(params)?))
+    }
+
+    fn analyse<'a>(
+        &self,
+        subject: &Subject<'a>,
+        params: &serde_json::Value,
+    ) -> Result<Analysis<'a>> {
+        let params = params::decode(params)?;
+        let Checkpoint { config, extra, .. } = subject.checkpoint;
+        let recipe = extra.get("recipe").and_then(serde_json::Value::as_str);
+        E::CARD.requires.check(E::CARD.name, config, recipe)?;
+        Experiment::analyse(self, subject, params)
+    }
+
+    fn trajectory(
+        &self,
+        input: &mut TrajectoryInput<'_>,
+        params: &serde_json::Value,
+        cx: &mut Context<'_>,
+    ) -> Result<()> {
+        Experiment::trajectory(self, input, params::decode(params)?, cx)
+    }
+}

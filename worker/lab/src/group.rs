@@ -1,0 +1,213 @@
+//! A group of equally shaped models that train as one batch.
+//!
+//! Main type: [`Group`]. Parameters of all models lie in one flat buffer, tensor by tensor and, within a
+//! tensor, model by model; the transformer sees views of it, so that an optimizer step on the buffer
+//! changes the model in place. A group of one is a plain model without a model axis.
+
+use sweep_lens::{Config, Device, Tensor, Transformer, Weights};
+
+use crate::{
+    error::{Error, Result},
+    optimizer::{AdamW, AdamWConfig},
+    recipe::Objective,
+    trainer_state::Progress,
+};
+
+/// One model that joins a group.
+pub(crate) struct Member {
+    /// Index of the seed in the call.
+    pub(crate) index: usize,
+    /// Its seed.
+    pub(crate) seed: u64,
+    /// Its parameters.
+    pub(crate) weights: Weights,
+    /// First and second moments; `None` is zero.
+    pub(crate) moments: Option<(Weights, Weights)>,
+}
+
+impl Member {
+    pub(crate) fn fresh(index: usize, seed: u64, weights: Weights) -> Self {
+        Self { index, seed, weights, moments: None }
+    }
+}
+
+/// Models, optimizer and data of a group.
+pub(crate) struct Group {
+    /// Seed index of every model.
+    pub(crate) members: Vec<usize>,
+    layout: Vec<Slot>,
+    flat: Tensor,
+    leaves: Vec<Tensor>,
+    optimizer: AdamW,
+    objective: Box<dyn Objective>,
+    model: Transformer,
+}
+
+/// Place of one named tensor in the flat buffer.
+struct Slot {
+    name: String,
+    /// Shape of one model's tensor.
+    shape: Vec<i64>,
+    offset: i64,
+    /// Elements of one model's tensor.
+    length: i64,
+}
+
+impl Group {
+    pub(crate) fn new(
+        config: Config,
+        members: Vec<Member>,
+        objective: Box<dyn Objective>,
+        optimizer: AdamWConfig,
+        device: Device,
+    ) -> Result<Self> {
+        let n_models = members.len() as i64;
+        let layout = layout(&members[0].weights, n_models);
+        let pack = |part: &dyn Fn(&Member) -> Option<&Weights>| pack(&layout, &members, part, device);
+        let flat = pack(&|member| Some(&member.weights))?;
+        let optimizer = AdamW {
+            exp_avg: pack(&|member| member.moments.as_ref().map(|moments| &moments.0))?,
+            exp_avg_sq: pack(&|member| member.moments.as_ref().map(|moments| &moments.1))?,
+            ..AdamW::new(optimizer, &flat)
+        };
+        let leaves: Vec<Tensor> = layout
+            .iter()
+            .map(|slot| {
+                let axis = (n_models > 1).then_some(n_models);
+                let shape: Vec<i64> = axis.into_iter().chain(slot.shape.iter().copied()).collect();
+                let view = flat.narrow(0, slot.offset, n_models * slot.length).view(shape.as_slice());
+                view.detach().set_requires_grad(true)
+            })
+            .collect();
+        let weights: Weights = layout
+            .iter()
+            .zip(&leaves)
+            .map(|(slot, leaf)| (slot.name.clone(), leaf.shallow_clone()))
+            .collect();
+        let model = if n_models > 1 {
+            Transformer::population(config, weights)?
+        } else {
+            Transformer::new(config, weights)?
+        };
+        let members = members.iter().map(|member| member.index).collect();
+        Ok(Self { members, layout, flat, leaves, optimizer, objective, model })
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        self.model.config()
+    }
+
+    /// The update that leads from `step` to `step + 1`.
+    pub(crate) fn update(&mut self, step: u64, lr: f64) {
+        let loss = self.objective.loss(&self.model, step);
+        // Models are independent, so the gradient of all losses at once is each model's own.
+        let gradients = Tensor::run_backward(&[loss], &self.leaves, false, false);
+        let pieces: Vec<Tensor> = gradients
+            .iter()
+            .zip(&self.leaves)
+            .map(|(gradient, leaf)| {
+                // A tensor that the loss does not depend on has no gradient.
+                if gradient.defined() { gradient.reshape([-1]) } else { leaf.zeros_like().view([-1]) }
+            })
+            .collect();
+        self.optimizer.step(&mut self.flat, &Tensor::cat(&pieces, 0), lr, step + 1);
+    }
+
+    pub(crate) fn evaluate(&self) -> Vec<(&'static str, Tensor)> {
+        self.objective.evaluate(&self.model)
+    }
+
+    /// Sum of squares of all parameters of each model, f64 [n_models].
+    pub(crate) fn sum_squared_weights(&self) -> Tensor {
+        let n_models = self.members.len() as i64;
+        let sums = self.layout.iter().map(|slot| {
+            let part = self.flat.narrow(0, slot.offset, n_models * slot.length);
+            part.view([n_models, slot.length]).to_kind(sweep_lens::Kind::Double).square().sum_dim_intlist(
+                &[1i64][..],
+                false,
+                sweep_lens::Kind::Double,
+            )
+        });
+        Tensor::stack(&sums.collect::<Vec<_>>(), 0).sum_dim_intlist(
+            &[0i64][..],
+            false,
+            sweep_lens::Kind::Double,
+        )
+    }
+
+    /// A copy of the parameters of one model, without a model axis.
+    pub(crate) fn weights(&self, model: usize) -> Weights {
+        self.unpack(&self.flat, model)
+    }
+
+    pub(crate) fn progress(&self, model: usize) -> Progress {
+        Progress::Running {
+            weights: self.weights(model),
+            exp_avg: self.unpack(&self.optimizer.exp_avg, model),
+            exp_avg_sq: self.unpack(&self.optimizer.exp_avg_sq, model),
+        }
+    }
+
+    /// One model with its optimizer state, to form another group.
+    pub(crate) fn member(&self, model: usize, seed: u64) -> Member {
+        Member {
+            index: self.members[model],
+            seed,
+            weights: self.weights(model),
+            moments: Some((
+                self.unpack(&self.optimizer.exp_avg, model),
+                self.unpack(&self.optimizer.exp_avg_sq, model),
+            )),
+        }
+    }
+
+    fn unpack(&self, buffer: &Tensor, model: usize) -> Weights {
+        self.layout
+            .iter()
+            .map(|slot| {
+                let start = slot.offset + model as i64 * slot.length;
+                let part = buffer.narrow(0, start, slot.length).view(slot.shape.as_slice());
+                (slot.name.clone(), part.copy())
+            })
+            .collect()
+    }
+}
+
+fn layout(weights: &Weights, n_models: i64) -> Vec<Slot> {
+    let mut offset = 0;
+    let slots = weights.iter().map(|(name, tensor)| {
+        let length = tensor.numel() as i64;
+        let slot = Slot { name: name.to_owned(), shape: tensor.size(), offset, length };
+        offset += n_models * length;
+        slot
+    });
+    slots.collect()
+}
+
+/// Lays tensors of all members out in one buffer; absent ones are zero.
+fn pack(
+    layout: &[Slot],
+    members: &[Member],
+    part: &dyn Fn(&Member) -> Option<&Weights>,
+    device: Device,
+) -> Result<Tensor> {
+    let mut pieces = Vec::with_capacity(layout.len() * members.len());
+    for slot in layout {
+        for member in members {
+            let Some(weights) = part(member) else {
+                pieces.push(member.weights.require(&slot.name)?.zeros_like().reshape([-1]));
+                continue;
+            };
+            let tensor = weights.require(&slot.name)?;
+            if tensor.size() != slot.shape {
+                return Err(Error::Lens(sweep_lens::Error::Shape {
+                    name: slot.name.clone(),
+                    expected: slot.shape.clone(),
+                    actual: tensor.size(),
+                }));
+            }
+            pieces.push(tensor.detach().reshape([-1]));
+        }
+    }
+    Ok(Tensor::cat(&pieces, 0).to_device(device))
+}

@@ -1,0 +1,316 @@
+//! Parameters declared once: the `params!` macro yields the struct (strict serde), its defaults
+//! and the documentation table that `sweep catalog` shows and submissions are checked against.
+//!
+//! Main items: [`ParamDef`], [`ParamSet`], [`decode`], [`canonical`]. Invariant: a value accepted by
+//! [`decode`] always builds the struct, and the error for any other value names the parameter.
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+
+/// What a parameter's value looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ParamKind {
+    /// Integer.
+    Int,
+    /// Number.
+    Float,
+    /// `true` or `false`.
+    Bool,
+    /// Text, possibly one of [`ParamDef::choices`].
+    Text,
+    /// List of integers.
+    IntList,
+    /// List of numbers.
+    FloatList,
+    /// List of texts.
+    TextList,
+    /// Full name of a metric, `experiment.metric`.
+    Metric,
+}
+
+impl ParamKind {
+    /// Stable lowercase name, as the catalogue shows it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Int => "int",
+            Self::Float => "float",
+            Self::Bool => "bool",
+            Self::Text => "text",
+            Self::IntList => "int_list",
+            Self::FloatList => "float_list",
+            Self::TextList => "text_list",
+            Self::Metric => "metric",
+        }
+    }
+
+    fn accepts(self, value: &Value) -> bool {
+        let list = |accept: fn(&Value) -> bool| {
+            value.as_array().is_some_and(|items| items.iter().all(accept))
+        };
+        match self {
+            Self::Int => value.is_i64() || value.is_u64(),
+            Self::Float => value.is_number(),
+            Self::Bool => value.is_boolean(),
+            Self::Text | Self::Metric => value.is_string(),
+            Self::IntList => list(|item| item.is_i64() || item.is_u64()),
+            Self::FloatList => list(Value::is_number),
+            Self::TextList => list(Value::is_string),
+        }
+    }
+}
+
+/// One parameter: its kind, default, limits and meaning.
+#[derive(Debug, Clone, Copy)]
+pub struct ParamDef {
+    /// Name in the sweep file.
+    pub name: &'static str,
+    /// Kind of value.
+    pub kind: ParamKind,
+    /// The default, computed.
+    pub default: fn() -> Value,
+    /// Smallest accepted number (each element of a list), inclusive.
+    pub min: Option<f64>,
+    /// Largest accepted number (each element of a list), inclusive.
+    pub max: Option<f64>,
+    /// Accepted texts; empty means any.
+    pub choices: &'static [&'static str],
+    /// One sentence.
+    pub doc: &'static str,
+}
+
+impl ParamDef {
+    /// True if the user has to give a value: a metric to analyse has no sensible default.
+    pub fn is_required(&self) -> bool {
+        self.kind == ParamKind::Metric && (self.default)() == ""
+    }
+
+    fn check(&self, value: &Value) -> Result<()> {
+        let fail = |problem: String| Err(Error::params(self.name, problem));
+        if !self.kind.accepts(value) {
+            return fail(format!("expected {}, found {value}", self.kind.name()));
+        }
+        let items = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+        for item in items {
+            if let Some(number) = item.as_f64() {
+                if self.min.is_some_and(|min| number < min) {
+                    return fail(format!("{item} is below the minimum {}", self.min.unwrap_or(0.0)));
+                }
+                if self.max.is_some_and(|max| number > max) {
+                    return fail(format!("{item} is above the maximum {}", self.max.unwrap_or(0.0)));
+                }
+            }
+            if let Some(text) = item.as_str() {
+                if !self.choices.is_empty() && !self.choices.contains(&text) {
+                    return fail(format!("expected one of {}, found `{text}`", self.choices.join(", ")));
+                }
+                let is_name = text.split_once('.').is_some_and(|(a, b)| !a.is_empty() && !b.is_empty());
+                if self.kind == ParamKind::Metric && !is_name {
+                    return fail(format!("expected a metric name `experiment.metric`, found `{text}`"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A parameter struct made by `params!`.
+pub trait ParamSet: Serialize + DeserializeOwned + Default + Clone {
+    /// One entry per field, in order.
+    const DEFS: &'static [ParamDef];
+}
+
+/// Parameters of an experiment that has none.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NoParams {}
+
+impl ParamSet for NoParams {
+    const DEFS: &'static [ParamDef] = &[];
+}
+
+/// Full name of a metric, `experiment.metric`; empty only as the default of a required parameter.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct MetricName(pub String);
+
+/// Rust type of a parameter → its [`ParamKind`].
+pub trait ParamType {
+    /// Kind of this type.
+    const KIND: ParamKind;
+}
+
+macro_rules! kinds {
+    ($($ty:ty => $kind:ident),* $(,)?) => {
+        $(impl ParamType for $ty { const KIND: ParamKind = ParamKind::$kind; })*
+    };
+}
+kinds! {
+    i64 => Int, u64 => Int, f64 => Float, bool => Bool, String => Text, MetricName => Metric,
+    Vec<i64> => IntList, Vec<u64> => IntList, Vec<f64> => FloatList, Vec<String> => TextList,
+}
+
+/// Strictly decodes `value` (an object; `null` means all defaults): unknown names, wrong kinds and
+/// values out of range are errors that name the parameter.
+pub(crate) fn decode<P: ParamSet>(value: &Value) -> Result<P> {
+    let given = match value {
+        Value::Null => Map::new(),
+        Value::Object(given) => given.clone(),
+        Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+            return Err(Error::params("(all)", format!("expected an object, found {value}")));
+        }
+    };
+    for (name, item) in &given {
+        let Some(def) = P::DEFS.iter().find(|def| def.name == name) else {
+            let known: Vec<_> = P::DEFS.iter().map(|def| def.name).collect();
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            return Err(Error::params(name, format!("unknown, expected one of: {known}")));
+        };
+        def.check(item)?;
+    }
+    if let Some(def) = P::DEFS.iter().find(|def| def.is_required() && !given.contains_key(def.name)) {
+        return Err(Error::params(def.name, format!("expected {}, found nothing", def.kind.name())));
+    }
+    serde_json::from_value(Value::Object(given))
+        .map_err(|error| Error::params("(all)", error.to_string()))
+}
+
+/// All parameters with defaults filled in and numbers in the field's own type: equal settings give
+/// equal values, whatever the user left out. Used as part of the result key.
+pub(crate) fn canonical<P: ParamSet>(value: &Value) -> Result<Value> {
+    let params: P = decode(value)?;
+    serde_json::to_value(params).map_err(|error| Error::params("(all)", error.to_string()))
+}
+
+/// All defaults as JSON, in declaration order.
+pub(crate) fn defaults(defs: &[ParamDef]) -> Value {
+    Value::Object(defs.iter().map(|def| (def.name.to_owned(), (def.default)())).collect())
+}
+
+/// Declares a parameter struct: name, type, default, optional `min`, `max`, `choices`, and docs.
+///
+/// ```ignore
+/// params! {
+///     /// Knobs of the analysis.
+///     pub struct Params {
+///         /// Number of components to keep.
+///         components: u64 = 3, min = 1.0, max = 64.0;
+///     }
+/// }
+/// ```
+macro_rules! params {
+    (
+        $(#[doc = $struct_doc:literal])+
+        pub struct $struct:ident {
+            $(
+                $(#[doc = $doc:literal])+
+                $name:ident : $ty:ty = $default:expr
+                    $(, min = $min:expr)? $(, max = $max:expr)? $(, choices = $choices:expr)? ;
+            )+
+        }
+    ) => {
+        $(#[doc = $struct_doc])+
+        #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $struct {
+            $( $(#[doc = $doc])+ pub $name: $ty, )+
+        }
+        impl Default for $struct {
+            fn default() -> Self {
+                Self { $( $name: $default, )+ }
+            }
+        }
+        impl $crate::params::ParamSet for $struct {
+            const DEFS: &'static [$crate::params::ParamDef] = &[
+                $( $crate::params::ParamDef {
+                    name: stringify!($name),
+                    kind: <$ty as $crate::params::ParamType>::KIND,
+                    default: || {
+                        let default: $ty = $default;
+                        serde_json::json!(default)
+                    },
+                    min: $crate::params::params!(@optional $($min)?),
+                    max: $crate::params::params!(@optional $($max)?),
+                    choices: $crate::params::params!(@list $($choices)?),
+                    doc: concat!($($doc,)+).trim_ascii(),
+                }, )+
+            ];
+        }
+    };
+    (@optional) => { None };
+    (@optional $value:expr) => { Some($value) };
+    (@list) => { &[] };
+    (@list $value:expr) => { &$value };
+}
+pub(crate) use params;
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    params! {
+        /// Test knobs.
+        pub struct Knobs {
+            /// How many.
+            count: u64 = 3, min = 1.0, max = 9.0;
+            /// Rates
+            /// of things.
+            rates: Vec<f64> = vec![0.5], min = 0.0;
+            /// Which one.
+            of: String = "a".to_owned(), choices = ["a", "b"];
+            /// What to look at.
+            metric: MetricName = MetricName::default();
+        }
+    }
+
+    #[test]
+    fn table_describes_the_struct() {
+        let names: Vec<_> = Knobs::DEFS.iter().map(|def| (def.name, def.kind)).collect();
+        assert_eq!(
+            names,
+            [
+                ("count", ParamKind::Int),
+                ("rates", ParamKind::FloatList),
+                ("of", ParamKind::Text),
+                ("metric", ParamKind::Metric)
+            ]
+        );
+        assert_eq!(Knobs::DEFS[1].doc, "Rates of things.");
+        assert_eq!((Knobs::DEFS[0].min, Knobs::DEFS[0].max), (Some(1.0), Some(9.0)));
+        assert_eq!(defaults(Knobs::DEFS), json!({"count":3,"rates":[0.5],"of":"a","metric":""}));
+        assert!(Knobs::DEFS[3].is_required() && !Knobs::DEFS[2].is_required());
+    }
+
+    #[test]
+    fn canonical_form_fills_defaults_and_normalises_numbers() {
+        let a = canonical::<Knobs>(&json!({"metric": "x.y", "rates": [1]})).unwrap();
+        let b = canonical::<Knobs>(&json!({"rates": [1.0], "count": 3, "metric": "x.y"})).unwrap();
+        assert_eq!(a.to_string(), b.to_string());
+        assert_eq!(a.to_string(), r#"{"count":3,"rates":[1.0],"of":"a","metric":"x.y"}"#);
+        assert!(canonical::<NoParams>(&Value::Null).is_ok());
+    }
+
+    #[test]
+    fn every_bad_value_names_its_parameter() {
+        for (bad, name, words) in [
+            (json!({"metric": "x.y", "cuont": 1}), "cuont", "count, rates, of, metric"),
+            (json!({"metric": "x.y", "count": 1.5}), "count", "expected int, found 1.5"),
+            (json!({"metric": "x.y", "count": 0}), "count", "minimum 1"),
+            (json!({"metric": "x.y", "count": 10}), "count", "maximum 9"),
+            (json!({"metric": "x.y", "rates": [0.1, -1.0]}), "rates", "below"),
+            (json!({"metric": "x.y", "rates": [0.1, "x"]}), "rates", "float_list"),
+            (json!({"metric": "x.y", "of": "c"}), "of", "a, b"),
+            (json!({"metric": "nodot"}), "metric", "experiment.metric"),
+            (json!({}), "metric", "found nothing"),
+            (json!([1]), "(all)", "object"),
+        ] {
+            let error = decode::<Knobs>(&bad).unwrap_err();
+            let Error::Params { name: named, problem } = &error else { panic!("{error}") };
+            assert_eq!(named, name, "{bad}");
+            assert!(problem.contains(words), "{problem} lacks {words}");
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! Every training recipe, in alphabetical order. Adding one: write `foo.rs`, add its two lines here.
+
+use crate::recipe::AnyRecipe;
+
+pub mod modular_addition;
+
+/// All recipes this build can train; the worker advertises exactly this list.
+pub static RECIPES: &[&dyn AnyRecipe] = &[&modular_addition::ModularAddition];

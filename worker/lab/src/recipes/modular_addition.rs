@@ -1,0 +1,283 @@
+//! Modular addition: the setting in which grokking was reverse-engineered.
+//!
+//! # What it trains
+//! A one-layer ReLU transformer without norms on `a b =` → `(a + b) mod p`, full batch, on a fixed random
+//! fraction of all pairs; the other pairs are the test set (D0).
+//!
+//! # Interpretation
+//! The model first memorises (train loss falls, test loss rises far above `ln p`), then builds a Fourier
+//! circuit under cover of the memorised answers, and groks when weight decay removes the memory.
+//!
+//! # Source
+//! Nanda, Chan, Lieberum, Smith, Steinhardt 2023, arXiv 2301.05217, `transformers.py`. Attention, embedding
+//! and unembedding have no biases; the MLP's are trained. Loss in float64: a float32 log-softmax
+//! cannot resolve losses below 1.2e-7 and the training then spikes.
+
+use sweep_lens::{Config, Device, Kind, Run, Tensor, Transformer, Weights, init};
+
+use crate::{
+    card::{Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    data::modular::Pairs,
+    error::{Error, Result},
+    experiment::TokenSet,
+    optimizer::{AdamWConfig, Schedule},
+    params::{ParamSet, params},
+    recipe::{Objective, Plan, Recipe},
+};
+
+/// See the module documentation.
+pub struct ModularAddition;
+
+/// Name of the recipe, which analyses of its models require.
+pub const NAME: &str = "modular-addition";
+
+params! {
+    /// Task, architecture and optimizer; the defaults are the paper's main run.
+    pub struct Params {
+        /// Modulus; odd.
+        p: i64 = 113, min = 3.0, max = 1024.0;
+        /// Fraction of all pairs that is trained on.
+        frac_train: f64 = 0.3, min = 0.0, max = 1.0;
+        /// Width of the residual stream.
+        d_model: i64 = 128, min = 1.0, max = 4096.0;
+        /// Attention heads; they share d_model.
+        n_heads: i64 = 4, min = 1.0, max = 64.0;
+        /// Neurons.
+        d_mlp: i64 = 512, min = 1.0, max = 16384.0;
+        /// Learning rate after the warm-up.
+        lr: f64 = 1e-3, min = 0.0;
+        /// Decoupled weight decay.
+        weight_decay: f64 = 1.0, min = 0.0;
+        /// Decay of the first moment.
+        beta1: f64 = 0.9, min = 0.0, max = 0.999_999;
+        /// Decay of the second moment.
+        beta2: f64 = 0.98, min = 0.0, max = 0.999_999;
+        /// Updates over which the learning rate rises.
+        warmup: u64 = 10, min = 0.0;
+        /// Updates in all.
+        steps: u64 = 40_000, min = 0.0, max = 10_000_000.0;
+        /// Metrics are streamed at multiples of this.
+        eval_every: u64 = 10, min = 1.0;
+        /// Seed of the train/test split; -1 is the seed of the run.
+        data_seed: i64 = -1, min = -1.0;
+    }
+}
+
+impl Params {
+    /// The pairs of a run with this seed, on `device`.
+    pub fn pairs(&self, seed: u64, device: Device) -> Pairs {
+        let data_seed = u64::try_from(self.data_seed).unwrap_or(seed);
+        Pairs::new(self.p, self.frac_train, data_seed, device)
+    }
+}
+
+impl Recipe for ModularAddition {
+    type Params = Params;
+    const CARD: &'static Card = &Card {
+        name: NAME,
+        version: 1,
+        summary: "Trains a one-layer transformer on addition modulo p until it groks",
+        source: "Nanda et al. 2023, arXiv 2301.05217, transformers.py",
+        stage: Stage::Train,
+        requires: Requires::ANY,
+        params: Params::DEFS,
+        metrics: METRICS,
+        figures: FIGURES,
+    };
+
+    fn config(&self, params: &Params) -> Config {
+        Config {
+            d_mlp: params.d_mlp,
+            d_vocab_out: params.p,
+            ..Config::toy(1, params.d_model, params.n_heads, params.p + 1, 3)
+        }
+    }
+
+    fn init(&self, params: &Params, seed: u64) -> Weights {
+        let config = Recipe::config(self, params);
+        let std = 1.0 / (config.d_model as f64).sqrt();
+        let std_unembed = 1.0 / (config.d_vocab as f64).sqrt();
+        let trained = config.parameters().into_iter().filter(|parameter| {
+            !parameter.optional || [MLP_B_IN, MLP_B_OUT].contains(&parameter.name.as_str())
+        });
+        trained
+            .map(|parameter| {
+                let tensor = if parameter.optional {
+                    Tensor::zeros(&parameter.shape, (Kind::Float, Device::Cpu))
+                } else {
+                    let std = if parameter.name == "unembed.W_U" { std_unembed } else { std };
+                    init::normal(seed, &parameter.name, &parameter.shape, std, Device::Cpu)
+                };
+                (parameter.name, tensor)
+            })
+            .collect()
+    }
+
+    fn plan(&self, params: &Params) -> Plan {
+        Plan {
+            steps: params.steps,
+            eval_every: params.eval_every,
+            optimizer: AdamWConfig {
+                lr: params.lr,
+                beta1: params.beta1,
+                beta2: params.beta2,
+                eps: 1e-8,
+                weight_decay: params.weight_decay,
+            },
+            schedule: Schedule { peak: params.lr, warmup: params.warmup },
+        }
+    }
+
+    fn objective(
+        &self,
+        params: &Params,
+        seeds: &[u64],
+        device: Device,
+    ) -> Result<Box<dyn Objective>> {
+        if params.d_model % params.n_heads != 0 {
+            return Err(Error::params(
+                "n_heads",
+                format!("{} does not divide d_model {}", params.n_heads, params.d_model),
+            ));
+        }
+        let members: Vec<Pairs> = seeds.iter().map(|&seed| params.pairs(seed, device)).collect();
+        let rows = |part: fn(&Pairs) -> &Tensor| {
+            Tensor::stack(&members.iter().map(part).collect::<Vec<_>>(), 0)
+        };
+        let train = rows(|pairs| &pairs.train);
+        let test = rows(|pairs| &pairs.test);
+        let first = members
+            .into_iter()
+            .next()
+            .ok_or_else(|| Error::Input("expected at least one seed, found none".to_owned()))?;
+        // A plain model takes tokens without a model axis.
+        let train_rows = if seeds.len() == 1 { train.get(0) } else { train.shallow_clone() };
+        let pick = |table: &Tensor, tail: &[i64]| {
+            let shape = [&train_rows.size(), tail].concat();
+            table.index_select(0, &train_rows.flatten(0, -1)).view(shape.as_slice())
+        };
+        Ok(Box::new(FullBatch {
+            train_tokens: pick(&first.tokens, &[3]),
+            train_labels: pick(&first.labels, &[]),
+            tokens: first.tokens,
+            labels: first.labels,
+            train,
+            test,
+        }))
+    }
+
+    fn probe(&self, params: &Params, device: Device) -> TokenSet {
+        probe(params.pairs(0, device).tokens)
+    }
+
+    fn population(&self, _params: &Params, device: Device) -> usize {
+        // Measured; see the note on speed in the training loop's documentation.
+        if device.is_cuda() { 16 } else { 1 }
+    }
+}
+
+/// The pairs as a token set: one batch, read at the final position.
+pub(crate) fn probe(tokens: Tensor) -> TokenSet {
+    let rows_per_batch = tokens.size()[0];
+    TokenSet { tokens, rows_per_batch, last_position_only: true }
+}
+
+/// Full-batch loss in float64 on each model's own training pairs.
+struct FullBatch {
+    /// i64 [(n_models,) n_train, 3]
+    train_tokens: Tensor,
+    /// i64 [(n_models,) n_train]
+    train_labels: Tensor,
+    /// i64 [p², 3], shared by all models
+    tokens: Tensor,
+    /// i64 [p²]
+    labels: Tensor,
+    /// i64 [n_models, n_train]
+    train: Tensor,
+    /// i64 [n_models, n_test]
+    test: Tensor,
+}
+
+const RUN: Run = Run { last_position_only: true, skip_unembed: false, stop_after_layer: None };
+
+/// Negative log-probability of the labels in nats. `logits`: [.., p], `labels`: [..] → f64 [..].
+pub(crate) fn nll(logits: &Tensor, labels: &Tensor) -> Tensor {
+    let log_probs = logits.log_softmax(-1, Kind::Double);
+    -log_probs.gather(-1, &labels.unsqueeze(-1), false).squeeze_dim(-1)
+}
+
+impl Objective for FullBatch {
+    fn loss(&self, model: &Transformer, _step: u64) -> Tensor {
+        let logits = model.forward(&self.train_tokens, &RUN, &mut ()).squeeze_dim(-2);
+        nll(&logits, &self.train_labels).mean_dim(&[-1i64][..], false, Kind::Double)
+    }
+
+    fn evaluate(&self, model: &Transformer) -> Vec<(&'static str, Tensor)> {
+        let n_models = self.train.size()[0];
+        let logits = model.forward(&self.tokens, &RUN, &mut ()).squeeze_dim(-2);
+        let logits = logits.view([n_models, self.labels.size()[0], -1]);
+        let labels = self.labels.unsqueeze(0).expand([n_models, -1], false);
+        let nll = nll(&logits, &labels);
+        let correct = logits.argmax(-1, false).eq_tensor(&labels).to_kind(Kind::Double);
+        let mean = |values: &Tensor, rows: &Tensor| {
+            values.gather(1, rows, false).mean_dim(&[1i64][..], false, Kind::Double)
+        };
+        vec![
+            ("train_loss", mean(&nll, &self.train)),
+            ("test_loss", mean(&nll, &self.test)),
+            ("train_acc", mean(&correct, &self.train)),
+            ("test_acc", mean(&correct, &self.test)),
+        ]
+    }
+}
+
+const MLP_B_IN: &str = "blocks.0.mlp.b_in";
+const MLP_B_OUT: &str = "blocks.0.mlp.b_out";
+
+const METRICS: &[MetricDef] = &[
+    MetricDef { name: "train_loss", unit: Unit::Nats, axes: &[], doc: "Mean loss on the training pairs" },
+    MetricDef { name: "test_loss", unit: Unit::Nats, axes: &[], doc: "Mean loss on the other pairs" },
+    MetricDef {
+        name: "train_acc",
+        unit: Unit::Probability,
+        axes: &[],
+        doc: "Fraction of training pairs answered correctly",
+    },
+    MetricDef {
+        name: "test_acc",
+        unit: Unit::Probability,
+        axes: &[],
+        doc: "Fraction of the other pairs answered correctly",
+    },
+    MetricDef {
+        name: "weight_norm",
+        unit: Unit::SquaredNorm,
+        axes: &[],
+        doc: "Sum of squares of all parameters",
+    },
+    MetricDef {
+        name: "lr",
+        unit: Unit::Dimensionless,
+        axes: &[],
+        doc: "Learning rate of the next update",
+    },
+];
+
+const FIGURES: &[Figure] = &[
+    Figure {
+        name: "loss",
+        title: "Loss while training",
+        kind: FigureKind::Lines,
+        metrics: &["train_loss", "test_loss"],
+        log_x: false,
+        log_y: true,
+    },
+    Figure {
+        name: "accuracy",
+        title: "Accuracy while training",
+        kind: FigureKind::Lines,
+        metrics: &["train_acc", "test_acc"],
+        log_x: false,
+        log_y: false,
+    },
+];

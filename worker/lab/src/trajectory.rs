@@ -1,0 +1,88 @@
+//! Inputs of trajectory experiments, and the call that runs one.
+//!
+//! Main items: [`Checkpoints`] (a model's checkpoints, one in memory at a time), [`SeriesTable`]
+//! (metric series), [`trajectory`].
+
+use std::collections::BTreeMap;
+
+use sweep_lens::{Device, checkpoint::Checkpoint};
+
+use crate::{
+    card::Stage,
+    error::{Error, Result, catch},
+    experiment::AnyExperiment,
+    sink::{Context, Sink},
+    value::Value,
+};
+
+/// All checkpoints of one model. May be walked more than once, in any order.
+pub trait Checkpoints {
+    /// Steps in ascending order.
+    fn steps(&self) -> &[u64];
+    /// Loads the checkpoint of one of [`Checkpoints::steps`] onto the device of the task.
+    fn load(&mut self, step: u64) -> Result<Checkpoint>;
+}
+
+/// One metric over the steps of one model.
+#[derive(Debug, Clone, Default)]
+pub struct Series {
+    /// Unit name.
+    pub unit: String,
+    /// Axis names.
+    pub axes: Vec<String>,
+    /// Values in ascending step order.
+    pub points: Vec<(u64, Value)>,
+}
+
+/// Full metric name → series.
+pub type SeriesTable = BTreeMap<String, Series>;
+
+/// What a trajectory experiment may read.
+pub struct TrajectoryInput<'a> {
+    /// Checkpoints, if [`crate::Inputs::Checkpoints`] was asked for.
+    pub checkpoints: Option<&'a mut dyn Checkpoints>,
+    /// Series, as [`crate::Inputs::Series`] asked.
+    pub series: &'a SeriesTable,
+    /// Where to compute.
+    pub device: Device,
+}
+
+impl<'a> TrajectoryInput<'a> {
+    /// The checkpoints, of which there is at least one.
+    pub fn checkpoints(&mut self) -> Result<&mut (dyn Checkpoints + 'a)> {
+        match &mut self.checkpoints {
+            Some(checkpoints) if !checkpoints.steps().is_empty() => Ok(&mut **checkpoints),
+            Some(_) => Err(Error::Input("the model has no checkpoints".to_owned())),
+            None => Err(Error::Input("expected checkpoints, found none".to_owned())),
+        }
+    }
+
+    /// The series of one metric, with at least one point.
+    pub fn series(&self, metric: &str) -> Result<&'a Series> {
+        let series = self.series.get(metric);
+        series.filter(|series| !series.points.is_empty()).ok_or_else(|| {
+            Error::Input(format!("expected points of metric `{metric}`, found none"))
+        })
+    }
+
+    fn last_step(&self) -> u64 {
+        let checkpoint = self.checkpoints.as_ref().and_then(|c| c.steps().last().copied());
+        let point = self.series.values().filter_map(|s| Some(s.points.last()?.0)).max();
+        checkpoint.or(point).unwrap_or(0)
+    }
+}
+
+/// Runs one trajectory experiment. A panic in it becomes its error.
+pub fn trajectory(
+    experiment: &dyn AnyExperiment,
+    params: &serde_json::Value,
+    mut input: TrajectoryInput<'_>,
+    sink: &mut dyn Sink,
+) -> Result<()> {
+    let card = experiment.card();
+    if card.stage != Stage::Trajectory {
+        return Err(Error::Unsupported(format!("`{}` is not a trajectory experiment", card.name)));
+    }
+    let mut cx = Context::new(card, input.last_step(), sink);
+    catch(|| experiment.trajectory(&mut input, params, &mut cx))
+}
