@@ -84,7 +84,7 @@ pub enum Site {
 pub enum Norm {
     /// What the input is divided by, `[batch, pos, 1]`.
     Scale,
-    /// The norm's output (before the weight for the RMS norm), `[batch, pos, d_model]`.
+    /// The quotient, before the norm's weight and bias, `[batch, pos, d_model]`.
     Normalized,
 }
 

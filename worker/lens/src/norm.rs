@@ -64,30 +64,19 @@ impl NormLayer {
             _ => x.to_kind(Kind::Float),
         };
         let observed = hooks.wants(hook(Norm::Scale)) || hooks.wants(hook(Norm::Normalized));
-        let y = match self.normalization {
-            Normalization::Rms | Normalization::RmsPre => self.rms(&wide, hook, hooks),
-            _ if observed || kind != wide.kind() => self.layer_norm(&wide, hook, hooks),
-            _ => self.fused_layer_norm(&wide),
+        let is_centered = match self.normalization {
+            Normalization::Rms | Normalization::RmsPre => false,
+            Normalization::None | Normalization::Ln | Normalization::LnPre => true,
         };
-        if y.kind() == kind { y } else { y.to_kind(kind) }
-    }
-
-    fn rms(&self, x: &Tensor, hook: impl Fn(Norm) -> Hook, hooks: &mut dyn Hooks) -> Tensor {
-        let scale = (x.square().mean_dim(&[-1i64][..], true, None::<Kind>) + self.eps).sqrt();
-        let scale = hooks::at(hooks, hook(Norm::Scale), scale); // [batch, pos, 1]
-        let normalized = hooks::at(hooks, hook(Norm::Normalized), x / scale); // [batch, pos, width]
-        match &self.w {
-            Some(w) => &normalized * broadcast(w, &normalized),
-            None => normalized,
+        if is_centered && !observed && kind == wide.kind() {
+            return self.fused_layer_norm(&wide);
         }
-    }
-
-    fn layer_norm(&self, x: &Tensor, hook: impl Fn(Norm) -> Hook, hooks: &mut dyn Hooks) -> Tensor {
-        let centered = x - x.mean_dim(&[-1i64][..], true, None::<Kind>);
-        let variance = centered.square().mean_dim(&[-1i64][..], true, None::<Kind>);
-        let scale = hooks::at(hooks, hook(Norm::Scale), (variance + self.eps).sqrt());
-        let normalized = self.scale_and_shift(centered / scale);
-        hooks::at(hooks, hook(Norm::Normalized), normalized)
+        let mean = |x: &Tensor| x.mean_dim(&[-1i64][..], true, None::<Kind>);
+        let centered = if is_centered { &wide - mean(&wide) } else { wide };
+        let scale = (mean(&centered.square()) + self.eps).sqrt();
+        let scale = hooks::at(hooks, hook(Norm::Scale), scale); // [batch, pos, 1]
+        let normalized = (centered / scale).to_kind(kind); // [batch, pos, width]
+        self.scale_and_shift(hooks::at(hooks, hook(Norm::Normalized), normalized))
     }
 
     /// The same in one kernel, when nobody asks for what lies between.
