@@ -1,0 +1,13 @@
+//! End-to-end tests: real coordinators, workers and command lines on free ports, real kills.
+//!
+//! Each fault test breaks when its protection is removed; the comment at its head says which one.
+
+mod bad_input;
+mod coordinator_crash;
+mod corrupt_checkpoint;
+mod diverging_seed;
+mod full_spool;
+mod local;
+mod object_store;
+mod worker_crash;
+mod zombie;

@@ -1,0 +1,225 @@
+//! The life of a worker process: register, take work in every lane, drain on SIGTERM, leave.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use sweep_proto::pb::{self, lease::Work};
+use tokio::{
+    runtime::Handle,
+    signal::unix::{SignalKind, signal},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
+};
+
+use crate::{
+    artifacts::ArtifactStore,
+    cache::Cache,
+    catalog::catalog,
+    config::RunConfig,
+    deliver::{Outlet, Provenance},
+    heartbeat,
+    lane::Lane,
+    reporter,
+    session::Session,
+    spool::Spool,
+};
+
+/// How long the coordinator may hold a request for work.
+const ACQUIRE_WAIT: Duration = Duration::from_secs(10);
+/// Pause after an unanswered request for work.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Checkpoint hashes named in a request for work.
+const RESIDENT: usize = 256;
+/// The version of the libtorch that tch 0.24 binds.
+const LIBTORCH: &str = "2.11.0";
+
+/// Runs a worker until it is told to leave. `settings` are the environment's `AWS_*` variables.
+///
+/// # Errors
+/// When the device, cache, coordinator or artifact store cannot be used at all.
+pub async fn run(config: RunConfig, settings: BTreeMap<String, String>) -> anyhow::Result<()> {
+    let device = sweep_lens::device::parse(&config.device)?;
+    let instance = instance_id()?;
+    let name = match &config.name {
+        Some(name) => name.clone(),
+        None => default_name(&config),
+    };
+    let spool_folder = config.cache.join("spool");
+    let spool = Spool::open(&spool_folder, config.spool_bytes, config.patience)
+        .with_context(|| format!("open the metric spool in {}", spool_folder.display()))?;
+    let cache = Cache::open(&config.cache.join("checkpoints"), config.cache_bytes)
+        .with_context(|| format!("open the checkpoint cache in {}", config.cache.display()))?;
+    let ca = match &config.tls_ca {
+        Some(path) => {
+            Some(std::fs::read(path).with_context(|| format!("read {}", path.display()))?)
+        }
+        None => None,
+    };
+    let code_version = env!("CARGO_PKG_VERSION").to_owned();
+    let request = pb::RegisterRequest {
+        instance,
+        name,
+        catalog: Some(catalog(device)),
+        device: config.device.clone(),
+        slots: config.slots,
+        memory_bytes: 0,
+        code_version: code_version.clone(),
+        libtorch_version: LIBTORCH.to_owned(),
+    };
+    let session = Session::start(&config.coordinator, ca.as_deref(), request, spool, cache).await?;
+    let session = Arc::new(session);
+    let root = config.artifacts.clone().unwrap_or_else(|| session.registration().artifact_root);
+    let store = ArtifactStore::open(&root, &settings, config.patience)?;
+    heartbeat::spawn(Arc::clone(&session)).context("start the heartbeat thread")?;
+
+    let outlet = Outlet { session: Arc::clone(&session), store, runtime: Handle::current() };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from) as u32;
+    let threads = config.threads.unwrap_or((cores / config.slots).max(1));
+    let provenance: Provenance = [
+        ("device".to_owned(), config.device.clone()),
+        ("libtorch".to_owned(), LIBTORCH.to_owned()),
+        ("code".to_owned(), code_version),
+        ("threads".to_owned(), threads.to_string()),
+    ]
+    .into();
+    let mut tasks = JoinSet::new();
+    // One slot of several stays free for analyses: checkpoints are looked at while they come.
+    let training = Arc::new(Semaphore::new(config.slots.saturating_sub(1).max(1) as usize));
+    for index in 0..config.slots {
+        let lane = Lane::spawn(index, outlet.clone(), device, threads as i32, provenance.clone())
+            .context("start a lane")?;
+        let slot = Slot { session: Arc::clone(&session), training: Arc::clone(&training) };
+        tasks.spawn(slot.serve(lane));
+    }
+    let reporter = tokio::spawn(reporter::run(Arc::clone(&session)));
+
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut broken = false;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = session.broken() => broken = true,
+        _ = tasks.join_next() => anyhow::bail!("a lane died; restart this worker"),
+    }
+    tracing::info!("draining: running work is finished or given back");
+    session.drain();
+    session.beat.notify_one();
+    let drained = tokio::select! {
+        done = tokio::time::timeout(config.drain_timeout, drain(&session, tasks)) => done.is_ok(),
+        _ = terminate.recv() => false,
+        _ = interrupt.recv() => false,
+    };
+    if !drained {
+        tracing::warn!("left before everything was finished; the coordinator gives the rest away");
+    }
+    reporter.abort();
+    let leave = pb::LeaveRequest { worker: session.registration().worker };
+    let _ = tokio::time::timeout(Duration::from_secs(2), session.workers().leave(leave)).await;
+    anyhow::ensure!(!broken, "device {} is unusable until this worker is restarted", config.device);
+    Ok(())
+}
+
+/// Waits until every lane has stopped and everything they produced is acknowledged.
+async fn drain(session: &Session, mut lanes: JoinSet<()>) {
+    while lanes.join_next().await.is_some() {}
+    while !session.spool.is_empty() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Takes work for one lane.
+struct Slot {
+    session: Arc<Session>,
+    /// Held by a lane that trains, or asks for a training.
+    training: Arc<Semaphore>,
+}
+
+impl Slot {
+    async fn serve(self, lane: Lane) {
+        while !self.session.is_draining() {
+            let permit = Arc::clone(&self.training).try_acquire_owned().ok();
+            let sent = Instant::now();
+            let Some((lease, work)) = self.acquire(permit.is_some()).await else { continue };
+            let permit = permit.filter(|_: &OwnedSemaphorePermit| matches!(work, Work::Train(_)));
+            let held = self.session.leases.add(lease.attempt, task_keys(&work), sent);
+            tracing::info!(
+                attempt = lease.attempt,
+                sweep = lease.sweep,
+                kind = kind(&work),
+                "lease"
+            );
+            let alive = lane.run(held, work).await;
+            drop(permit);
+            if !alive {
+                return;
+            }
+        }
+    }
+
+    async fn acquire(&self, training: bool) -> Option<(pb::Lease, Work)> {
+        let request = pb::AcquireRequest {
+            worker: self.session.registration().worker,
+            training,
+            resident: self.session.cache.resident(RESIDENT),
+            wait_ms: ACQUIRE_WAIT.as_millis() as u32,
+        };
+        let mut workers = self.session.workers();
+        let draining = async {
+            while !self.session.is_draining() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let answer = tokio::select! {
+            answer = workers.acquire(request) => answer,
+            () = draining => return None,
+        };
+        match answer {
+            Ok(answer) => {
+                let mut lease = answer.into_inner().lease?;
+                let work = lease.work.take()?;
+                Some((lease, work))
+            }
+            Err(status) => {
+                tracing::debug!(problem = status.message(), "no work");
+                self.session.beat.notify_one();
+                tokio::time::sleep(PAUSE).await;
+                None
+            }
+        }
+    }
+}
+
+fn kind(work: &Work) -> &'static str {
+    match work {
+        Work::Train(_) => "train",
+        Work::Analyse(_) => "analyse",
+        Work::Trajectory(_) => "trajectory",
+    }
+}
+
+fn task_keys(work: &Work) -> Vec<pb::TaskKey> {
+    match work {
+        Work::Train(work) => work.seeds.iter().filter_map(|seed| seed.task.clone()).collect(),
+        Work::Analyse(work) => work.tasks.iter().filter_map(|task| task.task.clone()).collect(),
+        Work::Trajectory(work) => work.task.iter().cloned().collect(),
+    }
+}
+
+/// Distinguishes this process from an earlier one of the same name.
+fn instance_id() -> anyhow::Result<String> {
+    let boot =
+        std::fs::read_to_string("/proc/sys/kernel/random/uuid").context("draw an instance id")?;
+    Ok(boot.trim().to_owned())
+}
+
+/// Host name and cache folder: stable over restarts, different for two workers of one machine.
+fn default_name(config: &RunConfig) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let folder = config.cache.canonicalize().unwrap_or_else(|_| config.cache.clone());
+    format!("{}:{}", host.trim(), folder.display())
+}

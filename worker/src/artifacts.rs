@@ -1,0 +1,180 @@
+//! The object store that artifacts and checkpoints live in. Main type: [`ArtifactStore`].
+//!
+//! `file://` folders and `s3://` buckets; for the latter, keys, region, endpoint and path style come
+//! from the usual `AWS_*` variables. A store that refuses, stalls or breaks off is tried again with
+//! backoff until the patience is over; an upload is complete or absent, never half.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload, RetryConfig, path::Path};
+use sweep_proto::pb;
+use tokio::time::Instant;
+
+use crate::cache::sha256;
+
+/// First pause after a failure; doubles up to [`PAUSE_MAX`].
+const PAUSE: Duration = Duration::from_millis(200);
+const PAUSE_MAX: Duration = Duration::from_secs(15);
+/// One request that hangs this long is given up and tried again.
+const REQUEST_TIMEOUT: Duration = Duration::from_mins(2);
+
+/// Why the object store could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The URL or its settings are no good.
+    #[error("artifact store `{url}` cannot be opened: {problem}")]
+    Open {
+        /// The URL.
+        url: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Nothing is stored under that key.
+    #[error("`{key}` is not in the artifact store")]
+    Missing {
+        /// The key.
+        key: String,
+    },
+    /// The store failed until the patience was over.
+    #[error("artifact store failed for `{key}`: {problem}")]
+    Failed {
+        /// The key.
+        key: String,
+        /// The last failure.
+        problem: String,
+    },
+    /// The stored bytes are not the ones that were recorded.
+    #[error("`{key}` is corrupt: {problem}")]
+    Corrupt {
+        /// The key.
+        key: String,
+        /// Which hash or tensor differs.
+        problem: String,
+    },
+}
+
+/// Artifacts under one root URL.
+#[derive(Debug, Clone)]
+pub struct ArtifactStore {
+    store: Arc<dyn ObjectStore>,
+    prefix: Path,
+    patience: Duration,
+}
+
+impl ArtifactStore {
+    /// Opens `url`; `settings` are `AWS_*` variables (names in any case).
+    ///
+    /// # Errors
+    /// [`StoreError::Open`] for an unknown scheme or unusable settings.
+    pub fn open(
+        url: &str,
+        settings: &BTreeMap<String, String>,
+        patience: Duration,
+    ) -> Result<Self, StoreError> {
+        let fail = |problem: String| StoreError::Open { url: url.to_owned(), problem };
+        if let Some(folder) = url.strip_prefix("file://") {
+            let folder = PathBuf::from(folder);
+            std::fs::create_dir_all(&folder).map_err(|error| fail(error.to_string()))?;
+            let store = object_store::local::LocalFileSystem::new_with_prefix(folder)
+                .map_err(|error| fail(error.to_string()))?;
+            return Ok(Self { store: Arc::new(store), prefix: Path::default(), patience });
+        }
+        let Some(rest) = url.strip_prefix("s3://") else {
+            return Err(fail("expected a file:// or s3:// URL".to_owned()));
+        };
+        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        let mut builder = object_store::aws::AmazonS3Builder::new().with_bucket_name(bucket);
+        for (name, value) in settings {
+            let Ok(key) = name.to_ascii_lowercase().parse() else { continue };
+            builder = builder.with_config(key, value);
+        }
+        let endpoint = settings.iter().find(|(name, _)| name.to_uppercase().contains("ENDPOINT"));
+        if endpoint.is_some_and(|(_, url)| url.starts_with("http://")) {
+            builder = builder.with_allow_http(true);
+        }
+        // Long outages are ridden out here, where the patience is known.
+        let retry = RetryConfig {
+            max_retries: 2,
+            retry_timeout: Duration::from_secs(10),
+            ..RetryConfig::default()
+        };
+        let store = builder.with_retry(retry).build().map_err(|error| fail(error.to_string()))?;
+        Ok(Self { store: Arc::new(store), prefix: Path::from(prefix), patience })
+    }
+
+    /// Stores `bytes` under `key` and returns what a manifest says about them.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`] when the store does not take them for the whole patience.
+    pub async fn put(&self, key: &str, name: &str, bytes: Bytes) -> Result<pb::Blob, StoreError> {
+        let path = self.path(key);
+        let blob = pb::Blob {
+            name: name.to_owned(),
+            key: key.to_owned(),
+            size: bytes.len() as u64,
+            sha256: sha256(&bytes),
+        };
+        self.retrying(key, || self.store.put(&path, PutPayload::from(bytes.clone()))).await?;
+        Ok(blob)
+    }
+
+    /// The bytes of `blob`, checked against its hash.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`], [`StoreError::Corrupt`], or [`StoreError::Failed`].
+    pub async fn get(&self, blob: &pb::Blob) -> Result<Bytes, StoreError> {
+        let path = self.path(&blob.key);
+        let fetch = async || self.store.get(&path).await?.bytes().await;
+        // A broken transfer differs from broken storage: the second download tells.
+        let mut bytes = self.retrying(&blob.key, fetch).await?;
+        if sha256(&bytes) != blob.sha256 {
+            bytes = self.retrying(&blob.key, fetch).await?;
+        }
+        let found = sha256(&bytes);
+        if found == blob.sha256 {
+            return Ok(bytes);
+        }
+        // The file's own checksums tell which tensor it is.
+        let problem = match sweep_lens::checkpoint::decode_tensors(&blob.name, &bytes) {
+            Err(error) => error.to_string(),
+            Ok(_) => format!("its sha256 is {found}, expected {}", blob.sha256),
+        };
+        Err(StoreError::Corrupt { key: blob.key.clone(), problem })
+    }
+
+    /// Removes a blob that nobody needs any more. A failure only leaves it behind.
+    pub async fn remove(&self, key: &str) {
+        let _ = self.store.delete(&self.path(key)).await;
+    }
+
+    fn path(&self, key: &str) -> Path {
+        self.prefix.parts().chain(Path::from(key).parts()).collect()
+    }
+
+    async fn retrying<T>(
+        &self,
+        key: &str,
+        mut request: impl AsyncFnMut() -> object_store::Result<T>,
+    ) -> Result<T, StoreError> {
+        let begun = Instant::now();
+        let mut pause = PAUSE;
+        loop {
+            let answer = tokio::time::timeout(REQUEST_TIMEOUT, request()).await;
+            let problem = match answer {
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(object_store::Error::NotFound { .. })) => {
+                    return Err(StoreError::Missing { key: key.to_owned() });
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("no answer within {} s", REQUEST_TIMEOUT.as_secs()),
+            };
+            if begun.elapsed() + pause > self.patience {
+                return Err(StoreError::Failed { key: key.to_owned(), problem });
+            }
+            tracing::warn!(key, problem, "object store failed, trying again");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+}

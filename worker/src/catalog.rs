@@ -1,0 +1,92 @@
+//! What this build can run, read off the lab's registries.
+
+use sweep_lab::{AnyExperiment, AnyRecipe, Card, EXPERIMENTS, FigureKind, RECIPES, lens::Device};
+use sweep_proto::pb;
+
+/// The experiment of that name.
+pub fn experiment(name: &str) -> Option<&'static dyn AnyExperiment> {
+    EXPERIMENTS.iter().copied().find(|experiment| experiment.card().name == name)
+}
+
+/// The recipe of that name.
+pub fn recipe(name: &str) -> Option<&'static dyn AnyRecipe> {
+    RECIPES.iter().copied().find(|recipe| recipe.card().name == name)
+}
+
+/// Every experiment and recipe of this build; how many seeds train well together depends on the
+/// device.
+pub fn catalog(device: Device) -> pb::Catalog {
+    let experiments = EXPERIMENTS.iter().map(|experiment| {
+        let card = experiment.card();
+        pb::Experiment {
+            name: card.name.to_owned(),
+            version: card.version,
+            summary: card.summary.to_owned(),
+            source: card.source.to_owned(),
+            stage: card.stage.name().to_owned(),
+            params: params(card),
+            metrics: metrics(card),
+            figures: figures(card),
+        }
+    });
+    let recipes = RECIPES.iter().map(|recipe| {
+        let card = recipe.card();
+        pb::Recipe {
+            name: card.name.to_owned(),
+            version: card.version,
+            summary: card.summary.to_owned(),
+            source: card.source.to_owned(),
+            params: params(card),
+            metrics: metrics(card),
+            figures: figures(card),
+            population: recipe.population(&recipe.default_params(), device).unwrap_or(1) as u32,
+        }
+    });
+    pb::Catalog { experiments: experiments.collect(), recipes: recipes.collect() }
+}
+
+fn params(card: &Card) -> Vec<pb::Param> {
+    card.params
+        .iter()
+        .map(|param| pb::Param {
+            name: param.name.to_owned(),
+            kind: param.kind.name().to_owned(),
+            default: (param.default)().to_string(),
+            min: param.min,
+            max: param.max,
+            choices: param.choices.iter().map(|&choice| choice.to_owned()).collect(),
+            doc: param.doc.to_owned(),
+        })
+        .collect()
+}
+
+fn metrics(card: &Card) -> Vec<pb::Metric> {
+    card.metrics
+        .iter()
+        .map(|metric| pb::Metric {
+            name: metric.name.to_owned(),
+            unit: metric.unit.name().to_owned(),
+            axes: metric.axes.iter().map(|axis| axis.name().to_owned()).collect(),
+            doc: metric.doc.to_owned(),
+        })
+        .collect()
+}
+
+fn figures(card: &Card) -> Vec<pb::Figure> {
+    card.figures
+        .iter()
+        .map(|figure| pb::Figure {
+            name: figure.name.to_owned(),
+            title: figure.title.to_owned(),
+            kind: match figure.kind {
+                FigureKind::Lines => "lines",
+                FigureKind::Scatter => "scatter",
+                FigureKind::HeatMap => "heat-map",
+            }
+            .to_owned(),
+            metrics: figure.metrics.iter().map(|&metric| metric.to_owned()).collect(),
+            log_x: figure.log_x,
+            log_y: figure.log_y,
+        })
+        .collect()
+}
