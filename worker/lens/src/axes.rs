@@ -56,11 +56,6 @@ impl Axes {
         shape.extend(trailing);
         shape
     }
-
-    /// Sequences of all models together.
-    pub(crate) fn n_sequences(self) -> i64 {
-        self.n_models.unwrap_or(1) * self.batch
-    }
 }
 
 /// Restricts `[…, pos, width]` to its last position (a view).

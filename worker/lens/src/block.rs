@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use crate::{
-    attention::{Attention, Inputs},
+    attention::{Attention, Inputs, Qkv},
     axes::{Axes, last_position},
     config::Config,
     error::Result,
@@ -49,45 +49,52 @@ impl Block {
         })
     }
 
-    /// Runs the block.
+    /// Runs the part of the block that looks at each position by itself: up to queries, keys, values.
     ///
-    /// With `last_only`, keys and values still see every position, and all that follows them is
-    /// computed for the last one.
+    /// With `last_only`, keys and values still exist for every position, and all else for the last one.
     ///
     /// # Shapes
     /// - `resid`: `[(n_models,) batch, pos, d_model]`
     /// - `shortformer`: the same, or broadcast over the batch
-    /// - returns: `[(n_models,) batch, pos, d_model]`, `pos` being 1 with `last_only`
-    pub(crate) fn forward(
+    pub(crate) fn read(
         &self,
         resid: Tensor,
         shortformer: Option<&Tensor>,
         axes: Axes,
         last_only: bool,
         hooks: &mut dyn Hooks,
-    ) -> Tensor {
+    ) -> Reading {
         let site = |site| Hook::block(self.layer, site);
-        let resid_pre = hooks::at(hooks, site(Site::ResidPre), resid);
-        let normalized = self.ln1.forward(&resid_pre, |norm| site(Site::Ln1(norm)), hooks);
+        let resid = hooks::at(hooks, site(Site::ResidPre), resid);
+        let normalized = self.ln1.forward(&resid, |norm| site(Site::Ln1(norm)), hooks);
         let positioned = shortformer.map(|positions| &normalized + positions);
         let inputs = Inputs {
             query_key: positioned.as_ref().unwrap_or(&normalized),
             value: &normalized,
             last_only,
         };
-        let attn_out = self.attention.forward(&inputs, self.layer, axes, hooks);
+        let qkv = self.attention.project(&inputs, self.layer, axes, hooks);
+        Reading { resid: if last_only { last_position(&resid) } else { resid }, qkv }
+    }
+
+    /// Runs the rest: attention between positions, its output, and the MLP.
+    ///
+    /// Returns the residual stream `[(n_models,) batch, query, d_model]`; `axes` are those of the queries.
+    pub(crate) fn write(&self, reading: Reading, axes: Axes, hooks: &mut dyn Hooks) -> Tensor {
+        let site = |site| Hook::block(self.layer, site);
+        let Reading { resid, qkv } = reading;
+        let attn_out = self.attention.attend(&qkv, self.layer, axes, hooks);
         let attn_out = hooks::at(hooks, site(Site::AttnOut), attn_out);
-        let resid_pre = if last_only { last_position(&resid_pre) } else { resid_pre };
         let resid = match &self.mlp {
-            None => resid_pre + attn_out,
+            None => resid + attn_out,
             Some((ln2, mlp)) if self.is_parallel => {
-                let normalized = ln2.forward(&resid_pre, |norm| site(Site::Ln2(norm)), hooks);
+                let normalized = ln2.forward(&resid, |norm| site(Site::Ln2(norm)), hooks);
                 let mlp_out = mlp.forward(&normalized, self.layer, hooks);
                 let mlp_out = hooks::at(hooks, site(Site::MlpOut), mlp_out);
-                resid_pre + attn_out + mlp_out
+                resid + attn_out + mlp_out
             }
             Some((ln2, mlp)) => {
-                let resid_mid = hooks::at(hooks, site(Site::ResidMid), resid_pre + attn_out);
+                let resid_mid = hooks::at(hooks, site(Site::ResidMid), resid + attn_out);
                 let normalized = ln2.forward(&resid_mid, |norm| site(Site::Ln2(norm)), hooks);
                 let mlp_out = mlp.forward(&normalized, self.layer, hooks);
                 let mlp_out = hooks::at(hooks, site(Site::MlpOut), mlp_out);
@@ -96,4 +103,11 @@ impl Block {
         };
         hooks::at(hooks, site(Site::ResidPost), resid)
     }
+}
+
+/// What a block has read before any position looks at another.
+pub(crate) struct Reading {
+    /// The residual stream at the positions that ask, `[(n_models,) batch, query, d_model]`.
+    pub(crate) resid: Tensor,
+    pub(crate) qkv: Qkv,
 }

@@ -40,7 +40,7 @@ impl Embed {
 
     /// Embeds tokens `[batch, pos]` or `[n_models, batch, pos]`.
     pub(crate) fn forward(&self, tokens: &Tensor, axes: Axes, hooks: &mut dyn Hooks) -> Embedded {
-        let embedded = hooks::at(hooks, Hook::Embed, self.tokens(tokens, axes));
+        let embedded = hooks::at(hooks, Hook::Embed, look_up(&self.w_e, tokens, axes));
         let Some(w_pos) = &self.w_pos else {
             return Embedded { resid: embedded, shortformer: None };
         };
@@ -58,22 +58,31 @@ impl Embed {
             Embedded { resid: embedded + positions, shortformer: None }
         }
     }
+}
 
-    fn tokens(&self, tokens: &Tensor, axes: Axes) -> Tensor {
-        let Some(n_models) = axes.n_models else {
-            return Tensor::embedding(&self.w_e, tokens, -1, false, false); // [batch, pos, d_model]
-        };
-        let (d_vocab, d_model) = (self.w_e.size()[1], self.w_e.size()[2]);
-        // A token beyond the vocabulary would silently read the next model's table.
-        // Asynchronous, because waiting for a GPU in every pass would cost more than the pass.
-        let is_valid = tokens.ge(0).logical_and(&tokens.lt(d_vocab)).all();
-        let tokens =
-            is_valid.internal_functional_assert_async("token outside the vocabulary", tokens);
-        let offsets = Tensor::arange(n_models, (Kind::Int64, tokens.device())) * d_vocab;
-        let rows = tokens + offsets.view([n_models, 1, 1]); // [model, batch, pos]
-        let tables = self.w_e.reshape([n_models * d_vocab, d_model]);
-        Tensor::embedding(&tables, &rows, -1, false, false) // [model, batch, pos, d_model]
-    }
+/// Takes row `indices` out of a table, or of each model's table.
+///
+/// # Shapes
+/// - `table`: `[(n_models,) row, width]`
+/// - `indices`: `[batch, pos]`, or `[n_models, batch, pos]`
+/// - returns: `[(n_models,) batch, pos, width]`
+///
+/// # Panics
+/// When an index is not a row of the table.
+pub(crate) fn look_up(table: &Tensor, indices: &Tensor, axes: Axes) -> Tensor {
+    let Some(n_models) = axes.n_models else {
+        return Tensor::embedding(table, indices, -1, false, false);
+    };
+    let (n_rows, width) = (table.size()[1], table.size()[2]);
+    // An index beyond one model's table would silently read the next model's. Asynchronous, because
+    // waiting for a GPU in every pass would cost more than the pass.
+    let is_valid = indices.ge(0).logical_and(&indices.lt(n_rows)).all();
+    let indices =
+        is_valid.internal_functional_assert_async("token outside the vocabulary", indices);
+    let offsets = Tensor::arange(n_models, (Kind::Int64, indices.device())) * n_rows;
+    let indices = indices + offsets.view([n_models, 1, 1]); // [model, batch, pos]
+    let tables = table.reshape([n_models * n_rows, width]);
+    Tensor::embedding(&tables, &indices, -1, false, false)
 }
 
 /// The map from the residual stream to logits.

@@ -33,6 +33,7 @@ mod model;
 mod norm;
 mod parameter;
 mod rotary;
+mod token_table;
 mod weights;
 
 pub use tch::{Device, Kind, Tensor};

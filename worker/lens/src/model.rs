@@ -8,13 +8,14 @@ use tch::Tensor;
 
 use crate::{
     axes::{Axes, last_position},
-    block::Block,
+    block::{Block, Reading},
     config::{Config, Positional},
-    embed::{Embed, Unembed},
+    embed::{Embed, Embedded, Unembed},
     error::{Error, Result},
     hook::Hook,
     hooks::Hooks,
     norm::NormLayer,
+    token_table,
     weights::Weights,
 };
 
@@ -129,21 +130,53 @@ impl Transformer {
     pub fn forward(&self, tokens: &Tensor, run: &Run, hooks: &mut dyn Hooks) -> Tensor {
         let axes = Axes::of(tokens, self.population);
         self.check_length(axes.pos);
-        let embedded = self.embed.forward(tokens, axes, hooks);
-        let mut resid = embedded.resid;
         let n_layers = match run.stop_after_layer {
             Some(layer) => self.blocks.len().min(layer as usize + 1),
             None => self.blocks.len(),
         };
-        for (index, block) in self.blocks[..n_layers].iter().enumerate() {
-            let last_only = run.last_position_only && index + 1 == n_layers;
-            resid = block.forward(resid, embedded.shortformer.as_ref(), axes, last_only, hooks);
+        let Some((first, rest)) = self.blocks[..n_layers].split_first() else {
+            let resid = self.embed.forward(tokens, axes, hooks).resid;
+            let resid = if run.last_position_only { last_position(&resid) } else { resid };
+            return self.finish(resid, run, hooks);
+        };
+        let is_last = |layer: usize| run.last_position_only && layer + 1 == n_layers;
+        let query_axes = |layer| if is_last(layer) { axes.last_position() } else { axes };
+        let (reading, shortformer) = self.read_first(first, tokens, axes, is_last(0), hooks);
+        let mut resid = first.write(reading, query_axes(0), hooks);
+        for (layer, block) in (1..).zip(rest) {
+            let reading = block.read(resid, shortformer.as_ref(), axes, is_last(layer), hooks);
+            resid = block.write(reading, query_axes(layer), hooks);
         }
+        self.finish(resid, run, hooks)
+    }
+
+    /// Embeds the tokens and lets the first block read them; returns the shortformer positions too.
+    fn read_first(
+        &self,
+        block: &Block,
+        tokens: &Tensor,
+        axes: Axes,
+        last_only: bool,
+        hooks: &mut dyn Hooks,
+    ) -> (Reading, Option<Tensor>) {
+        let d_vocab = self.config.d_vocab;
+        let pays = token_table::pays(tokens, axes, d_vocab, hooks);
+        let mut read = |tokens: &Tensor, axes: Axes| {
+            let Embedded { resid, shortformer } = self.embed.forward(tokens, axes, hooks);
+            let reading = block.read(resid, shortformer.as_ref(), axes, last_only, hooks);
+            (reading, shortformer)
+        };
+        if !pays {
+            return read(tokens, axes);
+        }
+        let (vocabulary, table_axes) = token_table::vocabulary(axes, d_vocab, tokens.device());
+        let (table, shortformer) = read(&vocabulary, table_axes);
+        (token_table::read(&table, tokens, axes), shortformer)
+    }
+
+    fn finish(&self, resid: Tensor, run: &Run, hooks: &mut dyn Hooks) -> Tensor {
         if run.stop_after_layer.is_some() {
             return resid;
-        }
-        if run.last_position_only && self.blocks.is_empty() {
-            resid = last_position(&resid);
         }
         let normalized = self.ln_final.forward(&resid, Hook::LnFinal, hooks);
         if run.skip_unembed { normalized } else { self.unembed.forward(&normalized) }

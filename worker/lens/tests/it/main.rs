@@ -3,10 +3,17 @@
 //! Few and dense on purpose: each test is a process of its own that has to load libtorch. Unit tests of
 //! what needs no tensors lie beside the code.
 
+#[cfg(test)]
 mod checkpoints;
+#[cfg(test)]
 mod gradients;
+#[cfg(test)]
 mod hand_built;
+#[cfg(test)]
 mod hooks;
+#[cfg(test)]
 mod models;
+#[cfg(test)]
 mod parity;
+#[cfg(test)]
 mod passes;

@@ -1,7 +1,8 @@
 //! Relations between passes: partial and full, population and alone, short and long.
 
 use sweep_lens::{
-    Cache, Class, Config, Device, Error, Hook, Kind, Run, Site, Tensor, Transformer, Weights,
+    Cache, Class, Config, Device, Error, FnHook, Hook, Hooks, Kind, Run, Site, Tensor, Transformer,
+    Weights,
 };
 
 use crate::models::{architectures, assert_close, random_model, random_weights, tokens};
@@ -109,6 +110,70 @@ fn each_model_of_a_population_equals_itself_alone() {
         assert!(population.member(3).is_err());
         assert!(population.member(0).unwrap().member(0).is_err());
     }
+}
+
+/// With every token several times in the batch, the first block works on the vocabulary instead.
+#[test]
+fn repeated_tokens_change_nothing() {
+    tch::set_num_threads(1);
+    let stepped = || FnHook::matching(|hook| hook.layer().is_none_or(|l| l == 0), |_, x| x);
+    for (name, config) in architectures() {
+        let members = [random_weights(&config, 1), random_weights(&config, 2)];
+        let stacked = Weights::stack(&members.iter().collect::<Vec<_>>()).unwrap();
+        let population = Transformer::population(config.clone(), stacked).unwrap();
+        let single = random_model(&config, 3);
+        let shared = tokens(&config, 2 * config.d_vocab + 3, 5);
+        let own = Tensor::stack(&[&shared, &(10 - &shared)], 0);
+        for run in [Run::FULL, Run::LAST_POSITION] {
+            for (model, tokens) in [(&single, &shared), (&population, &shared), (&population, &own)]
+            {
+                model.weights().set_requires_grad(true);
+                let parameters: Vec<&Tensor> = model.weights().iter().map(|(_, w)| w).collect();
+                let pass = |hooks: &mut dyn Hooks| {
+                    let logits = model.forward(tokens, &run, hooks);
+                    let objective =
+                        logits.log_softmax(-1, Kind::Double).square().mean(Kind::Double);
+                    let gradients = Tensor::run_backward(&[objective], &parameters, false, false);
+                    (logits.detach(), gradients)
+                };
+                // Seeing the first block keeps it from taking the short way.
+                let (expected, expected_gradients) = pass(&mut stepped());
+                let (logits, gradients) = pass(&mut ());
+                assert_close(name, &logits, &expected, EXACT);
+                for (gradient, expected) in gradients.iter().zip(&expected_gradients) {
+                    let scale = 1.0 + expected.abs().max().double_value(&[]);
+                    assert_close(name, &(gradient / scale), &(expected / scale), 1e-11);
+                }
+            }
+        }
+    }
+}
+
+/// The fused kernel has no second derivative; seeing the pattern takes the way that has.
+#[test]
+fn second_derivatives_exist_where_the_pattern_is_seen() {
+    let config = Config::toy(1, 12, 3, 11, 7);
+    let model = random_model(&config, 9);
+    model.weights().set_requires_grad(true);
+    let tokens = tokens(&config, 2, 5);
+    let w_q = model.weights().get("blocks.0.attn.W_Q").unwrap();
+    let direction = Tensor::ones_like(w_q);
+    let slope = || {
+        let mut seen = FnHook::new(Hook::block(0, Site::Pattern), |_, x| x);
+        let loss = model.forward(&tokens, &Run::FULL, &mut seen).square().mean(Kind::Double);
+        let gradient = Tensor::run_backward(&[loss], &[w_q], true, true);
+        (&gradient[0] * &direction).sum(Kind::Double)
+    };
+    let curvature = Tensor::run_backward(&[slope()], &[w_q], false, false);
+    let curvature = (&curvature[0] * &direction).sum(Kind::Double).double_value(&[]);
+    let at = |offset: f64| {
+        let mut w_q = w_q.shallow_clone();
+        tch::no_grad(|| drop(w_q.g_add_(&(&direction * offset))));
+        slope().double_value(&[])
+    };
+    let (above, below) = (at(1e-5), at(-2e-5));
+    let numeric = (above - below) / 2e-5;
+    assert!((curvature - numeric).abs() < 1e-6 * (1.0 + numeric.abs()), "{curvature} {numeric}");
 }
 
 /// A token beyond one model's vocabulary would be a valid row of the stacked tables.
