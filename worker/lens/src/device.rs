@@ -4,7 +4,7 @@
 //! library, so the linker drops it; [`load_cuda`] opens it when the machine has an NVIDIA driver. The
 //! same binary therefore runs with and without a GPU.
 
-use std::sync::OnceLock;
+use std::{error::Error as _, sync::OnceLock};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use tch::Device;
@@ -65,9 +65,8 @@ pub fn check(device: Device) -> Result<()> {
 }
 
 fn open_libraries() -> std::result::Result<(), String> {
-    open("libcuda.so.1").map_err(|error| format!("cuda: no NVIDIA driver ({error})"))?;
-    open("libtorch_cuda.so")
-        .map_err(|error| format!("cuda: libtorch has no CUDA part ({error})"))?;
+    open("libcuda.so.1").map_err(|error| format!("cuda: no NVIDIA driver: {error}"))?;
+    open("libtorch_cuda.so").map_err(|error| format!("cuda: no CUDA part of libtorch: {error}"))?;
     if tch::Cuda::is_available() {
         Ok(())
     } else {
@@ -76,15 +75,21 @@ fn open_libraries() -> std::result::Result<(), String> {
 }
 
 /// Opens a shared library for the rest of the process.
-fn open(name: &str) -> std::result::Result<(), libloading::Error> {
+fn open(name: &str) -> std::result::Result<(), String> {
     #[expect(unsafe_code, reason = "loading a library runs its initialisers")]
     // SAFETY: both libraries are made to be loaded into any process at any time: the driver's by
     // every CUDA program, libtorch's by Python. Symbols must be global because libtorch's own
     // libraries look each other's up.
-    let library = unsafe { Library::open(Some(name), RTLD_NOW | RTLD_GLOBAL) }?;
-    // Kernels are registered by address: the library may never be unloaded.
-    std::mem::forget(library);
-    Ok(())
+    let library = unsafe { Library::open(Some(name), RTLD_NOW | RTLD_GLOBAL) };
+    match library {
+        // Kernels are registered by address: the library may never be unloaded.
+        Ok(library) => {
+            std::mem::forget(library);
+            Ok(())
+        }
+        // The source is the loader's own message, which names the file that is missing.
+        Err(error) => Err(error.source().map_or_else(|| error.to_string(), ToString::to_string)),
+    }
 }
 
 #[cfg(test)]
@@ -109,7 +114,10 @@ mod tests {
             Ok(()) => assert!(check(Device::Cuda(tch::Cuda::device_count() as usize)).is_err()),
             Err(error) => {
                 assert!(!cuda_available());
-                assert!(error.to_string().starts_with("device cuda: "), "{error}");
+                let message = error.to_string();
+                assert!(message.starts_with("device cuda: "), "{message}");
+                // The loader's own words, which name the missing file, or the driver's.
+                assert!(message.contains(".so") || message.contains("driver reports"), "{message}");
                 assert!(check(Device::Cuda(0)).is_err());
             }
         }

@@ -1,8 +1,8 @@
 //! Relations between passes: partial and full, population and alone, short and long.
 
 use sweep_lens::{
-    Cache, Class, Config, Device, Error, FnHook, Hook, Hooks, Kind, Run, Site, Tensor, Transformer,
-    Weights,
+    Cache, Class, Config, Device, Error, FnHook, Hook, Hooks, Kind, Positional, Run, Site, Tensor,
+    Transformer, Weights,
 };
 
 use crate::models::{architectures, assert_close, random_model, random_weights, tokens};
@@ -174,6 +174,57 @@ fn second_derivatives_exist_where_the_pattern_is_seen() {
     let (above, below) = (at(1e-5), at(-2e-5));
     let numeric = (above - below) / 2e-5;
     assert!((curvature - numeric).abs() < 1e-6 * (1.0 + numeric.abs()), "{curvature} {numeric}");
+}
+
+#[test]
+fn token_shapes_and_lengths_are_checked() {
+    let config = Config::toy(1, 8, 2, 5, 4);
+    let members = [random_weights(&config, 0), random_weights(&config, 1)];
+    let stacked = Weights::stack(&members.iter().collect::<Vec<_>>()).unwrap();
+    let population = Transformer::population(config.clone(), stacked).unwrap();
+    let single = random_model(&config, 0);
+    let message = |model: &Transformer, shape: &[i64]| {
+        let tokens = Tensor::zeros(shape, (Kind::Int64, Device::Cpu));
+        let pass = || model.forward(&tokens, &Run::FULL, &mut ());
+        let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(pass)).unwrap_err();
+        panic.downcast_ref::<String>().cloned().unwrap_or_default()
+    };
+    assert_eq!(message(&single, &[2, 5]), "tokens have 5 positions, n_ctx is 4");
+    assert_eq!(message(&single, &[3]), "tokens have shape [3], expected [batch, pos]");
+    assert_eq!(message(&single, &[2, 2, 3]), "tokens have shape [2, 2, 3], expected [batch, pos]");
+    assert_eq!(
+        message(&population, &[3, 2, 3]),
+        "tokens have shape [3, 2, 3], expected [batch, pos] or [2, batch, pos]"
+    );
+    // Without position embeddings there is no longest sequence.
+    let unbounded = Config { positional: Positional::None, ..config };
+    let model = random_model(&unbounded, 0);
+    let logits = model.forward(&tokens(&unbounded, 2, 9), &Run::FULL, &mut ());
+    assert_eq!(logits.size(), [2, 9, 5]);
+}
+
+#[test]
+fn populations_are_checked() {
+    let config = Config::toy(1, 8, 2, 5, 4);
+    let [first, second] = [0, 1].map(|seed| random_weights(&config, seed));
+    assert!(Weights::stack(&[]).is_err());
+    let mut other = second.shallow_clone();
+    other.remove("blocks.0.mlp.b_in");
+    let error = Weights::stack(&[&first, &other]).unwrap_err().to_string();
+    assert_eq!(error, "tensor `blocks.0.mlp.b_in` is missing");
+    let error = Weights::stack(&[&other, &first]).unwrap_err().to_string();
+    assert_eq!(error, "tensor `blocks.0.mlp.b_in` is not a parameter of this model");
+    other.insert("blocks.0.mlp.b_in", Tensor::zeros([3], (Kind::Double, Device::Cpu)));
+    let error = Weights::stack(&[&first, &other]).unwrap_err().to_string();
+    assert_eq!(error, "tensor `blocks.0.mlp.b_in` has shape [3], expected [32]");
+    let mut stacked = Weights::stack(&[&first, &second]).unwrap();
+    let w_u = stacked.get("unembed.W_U").unwrap().narrow(0, 0, 1);
+    stacked.insert("unembed.W_U", w_u);
+    let error = Transformer::population(config.clone(), stacked).unwrap_err().to_string();
+    assert_eq!(error, "tensor `unembed.W_U` has shape [1, 8, 5], expected [2, 8, 5]");
+    // A single model's weights are not a population's.
+    assert!(Transformer::population(config.clone(), first).is_err());
+    assert!(Transformer::population(config, Weights::new()).is_err());
 }
 
 /// A token beyond one model's vocabulary would be a valid row of the stacked tables.
