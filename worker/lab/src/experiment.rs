@@ -140,8 +140,11 @@ pub trait AnyExperiment: Send + Sync {
     /// What must be fetched.
     fn inputs(&self, params: &serde_json::Value) -> Result<Inputs>;
     /// See [`Experiment::analyse`].
-    fn analyse<'a>(&self, subject: &Subject<'a>, params: &serde_json::Value)
-    -> Result<Analysis<'a>>;
+    fn analyse<'a>(
+        &self,
+        subject: &Subject<'a>,
+        params: &serde_json::Value,
+    ) -> Result<Analysis<'a>>;
     /// See [`Experiment::trajectory`].
     fn trajectory(
         &self,

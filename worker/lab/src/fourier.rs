@@ -27,7 +27,9 @@ impl Basis {
     /// If `p` is even or below 3: an even modulus has a frequency without a sine.
     pub fn new(p: i64, device: Device) -> Result<Self> {
         if p < 3 || p % 2 == 0 {
-            return Err(Error::Input(format!("a Fourier basis needs an odd modulus >= 3, found {p}")));
+            return Err(Error::Input(format!(
+                "a Fourier basis needs an odd modulus >= 3, found {p}"
+            )));
         }
         let n = p as usize;
         let mut rows = vec![1.0 / (p as f64).sqrt(); n];
@@ -60,11 +62,12 @@ impl Basis {
     /// `x`: [p, n] → f64 [p/2].
     pub fn norms(&self, x: &Tensor) -> Tensor {
         let components = self.rows.narrow(0, 1, self.p - 1).matmul(&x.to_kind(Kind::Double));
-        components.square().sum_dim_intlist(&[1i64][..], false, Kind::Double).view([-1, 2]).sum_dim_intlist(
-            &[1i64][..],
-            false,
-            Kind::Double,
-        ).sqrt()
+        components
+            .square()
+            .sum_dim_intlist(&[1i64][..], false, Kind::Double)
+            .view([-1, 2])
+            .sum_dim_intlist(&[1i64][..], false, Kind::Double)
+            .sqrt()
     }
 
     /// Coefficients of logits on the sum waves. `logits`: f64 [p², p] → f64 [p/2, 2, p].
@@ -79,7 +82,10 @@ impl Basis {
         let index = Tensor::from_slice(&index).to_device(self.sums.device());
         let waves = self.sums.view([self.n_frequencies(), 2, -1]).index_select(0, &index);
         let coefficients = coefficients.index_select(0, &index);
-        waves.reshape([-1, self.p * self.p]).transpose(0, 1).matmul(&coefficients.reshape([-1, coefficients.size()[2]]))
+        waves
+            .reshape([-1, self.p * self.p])
+            .transpose(0, 1)
+            .matmul(&coefficients.reshape([-1, coefficients.size()[2]]))
     }
 
     /// Cos coefficients c_k = ⟨cos(w_k(x+y-z))/norm, logits⟩ (D6). Logits `Σ a_k cos(w_k(x+y-z))`
@@ -99,7 +105,8 @@ impl Basis {
         let centred = activations.to_kind(Kind::Double);
         let centred = &centred - centred.mean_dim(&[0i64][..], true, Kind::Double);
         let along_a = self.rows.matmul(&centred.view([p, p * n])).view([p, p, n]);
-        let along_b = self.rows.matmul(&along_a.transpose(0, 1).reshape([p, p * n])).view([p, p, n]);
+        let along_b =
+            self.rows.matmul(&along_a.transpose(0, 1).reshape([p, p * n])).view([p, p, n]);
         let energy = along_b.square();
         let total = energy.sum_dim_intlist(&[0i64, 1][..], false, Kind::Double);
         let blocks: Vec<Tensor> = (1..=self.n_frequencies())
@@ -165,7 +172,8 @@ mod tests {
     #[test]
     fn projectors_are_idempotent_and_orthogonal() {
         let basis = Basis::new(11, Device::Cpu).unwrap();
-        let logits = Tensor::arange(11 * 11 * 11, (Kind::Double, Device::Cpu)).sin().view([121, 11]);
+        let logits =
+            Tensor::arange(11 * 11 * 11, (Kind::Double, Device::Cpu)).sin().view([121, 11]);
         let part = |z: &Tensor, k: i64| basis.component(&basis.coefficients(z), &[k]);
         for k in 1..=5 {
             let once = part(&logits, k);

@@ -63,7 +63,8 @@ impl Group {
     ) -> Result<Self> {
         let n_models = members.len() as i64;
         let layout = layout(&members[0].weights, n_models);
-        let pack = |part: &dyn Fn(&Member) -> Option<&Weights>| pack(&layout, &members, part, device);
+        let pack =
+            |part: &dyn Fn(&Member) -> Option<&Weights>| pack(&layout, &members, part, device);
         let flat = pack(&|member| Some(&member.weights))?;
         let optimizer = AdamW {
             exp_avg: pack(&|member| member.moments.as_ref().map(|moments| &moments.0))?,
@@ -75,7 +76,8 @@ impl Group {
             .map(|slot| {
                 let axis = (n_models > 1).then_some(n_models);
                 let shape: Vec<i64> = axis.into_iter().chain(slot.shape.iter().copied()).collect();
-                let view = flat.narrow(0, slot.offset, n_models * slot.length).view(shape.as_slice());
+                let view =
+                    flat.narrow(0, slot.offset, n_models * slot.length).view(shape.as_slice());
                 view.detach().set_requires_grad(true)
             })
             .collect();
@@ -107,7 +109,11 @@ impl Group {
             .zip(&self.leaves)
             .map(|(gradient, leaf)| {
                 // A tensor that the loss does not depend on has no gradient.
-                if gradient.defined() { gradient.reshape([-1]) } else { leaf.zeros_like().view([-1]) }
+                if gradient.defined() {
+                    gradient.reshape([-1])
+                } else {
+                    leaf.zeros_like().view([-1])
+                }
             })
             .collect();
         self.optimizer.step(&mut self.flat, &Tensor::cat(&pieces, 0), lr, step + 1);
@@ -122,11 +128,10 @@ impl Group {
         let n_models = self.members.len() as i64;
         let sums = self.layout.iter().map(|slot| {
             let part = self.flat.narrow(0, slot.offset, n_models * slot.length);
-            part.view([n_models, slot.length]).to_kind(sweep_lens::Kind::Double).square().sum_dim_intlist(
-                &[1i64][..],
-                false,
-                sweep_lens::Kind::Double,
-            )
+            part.view([n_models, slot.length])
+                .to_kind(sweep_lens::Kind::Double)
+                .square()
+                .sum_dim_intlist(&[1i64][..], false, sweep_lens::Kind::Double)
         });
         Tensor::stack(&sums.collect::<Vec<_>>(), 0).sum_dim_intlist(
             &[0i64][..],

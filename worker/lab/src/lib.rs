@@ -19,9 +19,13 @@ mod executor;
 mod experiment;
 pub mod experiments;
 pub mod fourier;
+#[cfg(test)]
+mod golden;
+mod gram;
 mod group;
 pub mod optimizer;
 mod params;
+mod progress_measures;
 pub mod random;
 mod recipe;
 pub mod recipes;

@@ -94,8 +94,7 @@ mod tests {
 
     #[test]
     fn first_update_is_the_sign_of_the_gradient() {
-        let config =
-            AdamWConfig { lr: 0.1, beta1: 0.9, beta2: 0.98, eps: 0.0, weight_decay: 0.5 };
+        let config = AdamWConfig { lr: 0.1, beta1: 0.9, beta2: 0.98, eps: 0.0, weight_decay: 0.5 };
         let mut parameters = Tensor::from_slice(&[1.0, 1.0, 1.0]);
         let mut optimizer = AdamW::new(config, &parameters);
         optimizer.step(&mut parameters, &Tensor::from_slice(&[3.0, -0.01, 20.0]), 0.1, 1);

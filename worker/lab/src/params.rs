@@ -95,19 +95,31 @@ impl ParamDef {
         for item in items {
             if let Some(number) = item.as_f64() {
                 if self.min.is_some_and(|min| number < min) {
-                    return fail(format!("{item} is below the minimum {}", self.min.unwrap_or(0.0)));
+                    return fail(format!(
+                        "{item} is below the minimum {}",
+                        self.min.unwrap_or(0.0)
+                    ));
                 }
                 if self.max.is_some_and(|max| number > max) {
-                    return fail(format!("{item} is above the maximum {}", self.max.unwrap_or(0.0)));
+                    return fail(format!(
+                        "{item} is above the maximum {}",
+                        self.max.unwrap_or(0.0)
+                    ));
                 }
             }
             if let Some(text) = item.as_str() {
                 if !self.choices.is_empty() && !self.choices.contains(&text) {
-                    return fail(format!("expected one of {}, found `{text}`", self.choices.join(", ")));
+                    return fail(format!(
+                        "expected one of {}, found `{text}`",
+                        self.choices.join(", ")
+                    ));
                 }
-                let is_name = text.split_once('.').is_some_and(|(a, b)| !a.is_empty() && !b.is_empty());
+                let is_name =
+                    text.split_once('.').is_some_and(|(a, b)| !a.is_empty() && !b.is_empty());
                 if self.kind == ParamKind::Metric && !is_name {
-                    return fail(format!("expected a metric name `experiment.metric`, found `{text}`"));
+                    return fail(format!(
+                        "expected a metric name `experiment.metric`, found `{text}`"
+                    ));
                 }
             }
         }
@@ -169,8 +181,12 @@ pub(crate) fn decode<P: ParamSet>(value: &Value) -> Result<P> {
         };
         def.check(item)?;
     }
-    if let Some(def) = P::DEFS.iter().find(|def| def.is_required() && !given.contains_key(def.name)) {
-        return Err(Error::params(def.name, format!("expected {}, found nothing", def.kind.name())));
+    if let Some(def) = P::DEFS.iter().find(|def| def.is_required() && !given.contains_key(def.name))
+    {
+        return Err(Error::params(
+            def.name,
+            format!("expected {}, found nothing", def.kind.name()),
+        ));
     }
     serde_json::from_value(Value::Object(given))
         .map_err(|error| Error::params("(all)", error.to_string()))
@@ -246,6 +262,10 @@ macro_rules! params {
 pub(crate) use params;
 
 #[cfg(test)]
+#[expect(
+    unreachable_pub,
+    reason = "the macro declares public structs, here inside a private module"
+)]
 mod tests {
     use serde_json::json;
 

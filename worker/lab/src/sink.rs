@@ -78,7 +78,8 @@ impl<'a> Context<'a> {
 /// Fails unless `card` declares `name` with as many axes as `value` has.
 pub(crate) fn check_metric(card: &'static Card, name: &str, value: &Value) -> Result<()> {
     let broken = |problem| Error::Card { card: card.name, problem };
-    let def = card.metric(name).ok_or_else(|| broken(format!("metric `{name}` is not declared")))?;
+    let def =
+        card.metric(name).ok_or_else(|| broken(format!("metric `{name}` is not declared")))?;
     if value.shape.len() != def.axes.len() {
         return Err(broken(format!(
             "metric `{name}` has {} axes, declared {}",
@@ -131,7 +132,11 @@ impl Sink for MemorySink {
 
     fn progress(&mut self, _done: u64, _total: u64) -> Result<(), Cancelled> {
         self.n_progress += 1;
-        if self.cancel_at.is_some_and(|limit| self.n_progress >= limit) { Err(Cancelled) } else { Ok(()) }
+        if self.cancel_at.is_some_and(|limit| self.n_progress >= limit) {
+            Err(Cancelled)
+        } else {
+            Ok(())
+        }
     }
 }
 

@@ -143,7 +143,9 @@ impl TrainerState {
                 Some((PARTS.iter().position(|known| *known == part)?, rest))
             });
             let Some((index, rest)) = place else {
-                return Err(Error::Input(format!("trainer state `{file}`: unexpected tensor `{name}`")));
+                return Err(Error::Input(format!(
+                    "trainer state `{file}`: unexpected tensor `{name}`"
+                )));
             };
             parts[index].insert(rest, tensor);
         }

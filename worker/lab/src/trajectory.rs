@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use sweep_lens::{Device, checkpoint::Checkpoint};
 
 use crate::{
-    card::Stage,
+    card::{Card, Stage},
     error::{Error, Result, catch},
     experiment::AnyExperiment,
     sink::{Context, Sink},
@@ -70,6 +70,18 @@ impl<'a> TrajectoryInput<'a> {
         let point = self.series.values().filter_map(|s| Some(s.points.last()?.0)).max();
         checkpoint.or(point).unwrap_or(0)
     }
+}
+
+/// Loads one checkpoint and checks that it is what `card` asks for.
+pub(crate) fn load_checked(
+    checkpoints: &mut dyn Checkpoints,
+    step: u64,
+    card: &Card,
+) -> Result<Checkpoint> {
+    let checkpoint = checkpoints.load(step)?;
+    let recipe = checkpoint.extra.get("recipe").and_then(serde_json::Value::as_str);
+    card.requires.check(card.name, &checkpoint.config, recipe)?;
+    Ok(checkpoint)
 }
 
 /// Runs one trajectory experiment. A panic in it becomes its error.

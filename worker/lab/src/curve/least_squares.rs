@@ -51,6 +51,27 @@ pub fn two_columns(u: &[f64], v: &[f64], y: &[f64]) -> f64 {
     u.iter().zip(v).zip(y).map(|((u, v), y)| (y - a * u - b * v).powi(2)).sum()
 }
 
+/// A continuous line with one bend.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BrokenLine {
+    /// Slope after the knot minus slope before it.
+    pub change_of_slope: f64,
+    /// Residual sum of squares.
+    pub rss: f64,
+}
+
+/// Best `y ≈ a + b x + c max(x - knot, 0)`.
+pub fn broken_line(x: &[f64], y: &[f64], knot: f64) -> BrokenLine {
+    let hinge: Vec<f64> = x.iter().map(|x| (x - knot).max(0.0)).collect();
+    // Frisch-Waugh: regress the hinge and y on the line, then one residual on the other.
+    let (on_hinge, on_y) = (affine(x, &hinge), affine(x, y));
+    let rest = |fit: Affine, values: &[f64]| -> Vec<f64> {
+        x.iter().zip(values).map(|(x, v)| v - fit.a - fit.b * x).collect()
+    };
+    let fit = affine(&rest(on_hinge, &hinge), &rest(on_y, y));
+    BrokenLine { change_of_slope: fit.b, rss: fit.rss }
+}
+
 /// A model with analytic derivatives: value at `x`, partial derivatives into `gradient`.
 pub trait Curve {
     /// Value at `x`; writes ∂value/∂parameter into `gradient`.
@@ -165,6 +186,15 @@ mod tests {
         assert!((two_columns(&[1.; 3], &[1.; 3], &[0., 1., 0.]) - 2.0 / 3.0).abs() < 1e-12);
     }
 
+    #[test]
+    fn broken_line_finds_the_bend() {
+        let x: Vec<f64> = (0..11).map(f64::from).collect();
+        let y: Vec<f64> = x.iter().map(|x| 1.0 - 0.5 * x - 2.0 * (x - 6.0).max(0.0)).collect();
+        let fit = broken_line(&x, &y, 6.0);
+        assert!((fit.change_of_slope + 2.0).abs() < 1e-12 && fit.rss < 1e-20);
+        assert!(broken_line(&x, &y, 5.0).rss > 0.1 && broken_line(&x, &y, 7.0).rss > 0.1);
+    }
+
     struct Decay;
     impl Curve for Decay {
         fn value(&self, p: &[f64], x: f64, gradient: &mut [f64]) -> f64 {
@@ -182,7 +212,10 @@ mod tests {
         let x: Vec<f64> = (0..30).map(|i| f64::from(i) * 0.1).collect();
         let y: Vec<f64> = x.iter().map(|x| 3.0 * (-1.7 * x).exp()).collect();
         let (p, rss) = levenberg_marquardt(&Decay, &x, &y, &[1.0, 0.1], 100);
-        assert!((p[0] - 3.0).abs() < 1e-8 && (p[1] - 1.7).abs() < 1e-8 && rss < 1e-15, "{p:?} {rss}");
+        assert!(
+            (p[0] - 3.0).abs() < 1e-8 && (p[1] - 1.7).abs() < 1e-8 && rss < 1e-15,
+            "{p:?} {rss}"
+        );
     }
 
     #[test]

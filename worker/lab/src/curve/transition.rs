@@ -84,7 +84,9 @@ impl Transition {
         // ln of a value that is not positive is dropped like any other missing value.
         let (x, y): (Vec<f64>, Vec<f64>) = kept
             .iter()
-            .map(|&(step, value)| (axis(step, options.log_x), if log_y { value.ln() } else { value }))
+            .map(|&(step, value)| {
+                (axis(step, options.log_x), if log_y { value.ln() } else { value })
+            })
             .filter(|(_, y)| y.is_finite())
             .unzip();
         let points = Points { x: &x, y: &y };

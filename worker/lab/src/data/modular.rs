@@ -32,7 +32,8 @@ impl Pairs {
         // Ascending rows read memory in order and make the sets easy to compare.
         order[..n_train].sort_unstable();
         order[n_train..].sort_unstable();
-        let a = Tensor::arange(p, (Kind::Int64, Device::Cpu)).repeat_interleave_self_int(p, 0, None);
+        let a =
+            Tensor::arange(p, (Kind::Int64, Device::Cpu)).repeat_interleave_self_int(p, 0, None);
         let b = Tensor::arange(p, (Kind::Int64, Device::Cpu)).repeat([p]);
         let tokens = Tensor::stack(&[&a, &b, &a.full_like(p)], 1);
         let labels = (a + b).remainder(p);

@@ -2,5 +2,17 @@
 
 use crate::experiment::AnyExperiment;
 
+pub mod grokking_phases;
+pub mod grokking_progress;
+pub mod pca;
+pub mod phase_transition;
+pub mod weight_norms;
+
 /// All experiments this build can run; the worker advertises exactly this list.
-pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[];
+pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
+    &grokking_phases::GrokkingPhases,
+    &grokking_progress::GrokkingProgress,
+    &pca::Pca,
+    &phase_transition::PhaseTransition,
+    &weight_norms::WeightNorms,
+];

@@ -235,8 +235,18 @@ const MLP_B_IN: &str = "blocks.0.mlp.b_in";
 const MLP_B_OUT: &str = "blocks.0.mlp.b_out";
 
 const METRICS: &[MetricDef] = &[
-    MetricDef { name: "train_loss", unit: Unit::Nats, axes: &[], doc: "Mean loss on the training pairs" },
-    MetricDef { name: "test_loss", unit: Unit::Nats, axes: &[], doc: "Mean loss on the other pairs" },
+    MetricDef {
+        name: "train_loss",
+        unit: Unit::Nats,
+        axes: &[],
+        doc: "Mean loss on the training pairs",
+    },
+    MetricDef {
+        name: "test_loss",
+        unit: Unit::Nats,
+        axes: &[],
+        doc: "Mean loss on the other pairs",
+    },
     MetricDef {
         name: "train_acc",
         unit: Unit::Probability,

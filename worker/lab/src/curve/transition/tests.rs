@@ -71,7 +71,10 @@ fn planted_width_is_recovered_within_15_percent() {
     assert!(worst < 0.15, "width off by {worst}");
 }
 
-fn false_positives(n_curves: usize, curve: impl Fn(&mut rand_chacha::ChaCha8Rng, &[u64]) -> Vec<f64>) -> usize {
+fn false_positives(
+    n_curves: usize,
+    curve: impl Fn(&mut rand_chacha::ChaCha8Rng, &[u64]) -> Vec<f64>,
+) -> usize {
     let mut rng = random::stream(7, "null curves");
     (0..n_curves)
         .filter(|index| {
@@ -141,7 +144,9 @@ fn losses_over_decades_are_fitted_in_log() {
     assert_eq!(found.bracket, [1450.0, 1500.0]);
     // 4.394 w / ln 10
     assert!((found.width_decades - 4.394 * 0.05 / 10f64.ln()).abs() < 1e-3);
-    assert!(!spans_decades(&[1.0, 99.0]) && spans_decades(&[0.1, 10.0]) && !spans_decades(&[0., 5.]));
+    assert!(
+        !spans_decades(&[1.0, 99.0]) && spans_decades(&[0.1, 10.0]) && !spans_decades(&[0., 5.])
+    );
 }
 
 #[test]

@@ -1,0 +1,262 @@
+//! Is a metric's curve a phase transition or a smooth trend?
+//!
+//! # What it measures
+//! For every cell of any metric series, over `x = ln(step + 1)`: least-squares fits of a constant, a line,
+//! a power law, a logistic and two logistics (D29), compared by BIC. From the logistic: midpoint, onset
+//! and end (10 % and 90 % of the change), width in decades, amplitude over the curve's range, a 95 % residual
+//! block-bootstrap interval of the midpoint, and the bracket of checkpoints around it. `verdict` is 1
+//! (transition) if ΔBIC against the better of line and power law exceeds 10, the same under AR(1) errors, the
+//! width is below a quarter of the x range and the amplitude above half of the y range; else 0.
+//! Model-free: abruptness (largest change within a tenth of the x range over the whole change; interval by
+//! resampling residuals around the isotonic regression) and slope ratio (D29b).
+//! A curve with fewer than 8 finite points, or a constant one, has verdict 0 and NaN elsewhere.
+//!
+//! # Interpretation
+//! A verdict of 1 with a bracket as wide as the transition says only that the checkpoints are too coarse to
+//! see its shape. `log_y: auto` fits ln y if all values are positive and span a factor of 100 or more, as
+//! losses that fall by decades do: on a linear axis their last decades are invisible.
+//!
+//! # Source
+//! Schaeffer et al. 2023 (choice of metric and scale); standard BIC model comparison. All fits are in the
+//! artifact `fits.json`.
+
+use serde::Serialize;
+
+use crate::{
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    curve::{
+        fit::Model,
+        transition::{Options, Transition},
+    },
+    error::Result,
+    experiment::{Experiment, Inputs},
+    params::{MetricName, ParamSet, params},
+    random,
+    sink::Context,
+    trajectory::{Series, TrajectoryInput},
+    value::Value,
+};
+
+/// See the module documentation.
+pub struct PhaseTransition;
+
+params! {
+    /// Which curve to test, and on which axes.
+    pub struct Params {
+        /// Metric to test, `experiment.metric`; one test per cell if it has axes.
+        metric: MetricName = MetricName::default();
+        /// Fit over ln(step + 1); false fits over the step itself.
+        log_x: bool = true;
+        /// Fit ln y: `auto` if all values are positive and span a factor of 100 or more.
+        log_y: String = "auto".to_owned(), choices = ["auto", "true", "false"];
+        /// Bootstrap resamples behind each interval; 0 leaves intervals NaN.
+        n_bootstrap: u64 = 200, min = 0.0, max = 100_000.0;
+        /// Seed of the bootstrap.
+        seed: u64 = 0, min = 0.0;
+    }
+}
+
+impl Experiment for PhaseTransition {
+    type Params = Params;
+    const CARD: &'static Card = &Card {
+        name: "phase-transition",
+        version: 1,
+        summary: "Tests a metric's curve for a sharp transition against smooth alternatives",
+        source: "BIC comparison of logistic, line and power law over log steps",
+        stage: Stage::Trajectory,
+        requires: Requires::ANY,
+        params: Params::DEFS,
+        metrics: METRICS,
+        figures: FIGURES,
+    };
+
+    fn inputs(&self, params: &Params) -> Inputs {
+        Inputs::Series(vec![params.metric.0.clone()])
+    }
+
+    fn trajectory(
+        &self,
+        input: &mut TrajectoryInput<'_>,
+        params: Params,
+        cx: &mut Context<'_>,
+    ) -> Result<()> {
+        let series = input.series(&params.metric.0)?;
+        let steps: Vec<u64> = series.points.iter().map(|point| point.0).collect();
+        let options = Options {
+            log_x: params.log_x,
+            log_y: match params.log_y.as_str() {
+                "true" => Some(true),
+                "false" => Some(false),
+                _ => None,
+            },
+            n_bootstrap: params.n_bootstrap as usize,
+        };
+        let cells = cells(series);
+        let mut found = Vec::with_capacity(cells.len());
+        for (index, cell) in cells.iter().enumerate() {
+            // A stream per cell: results do not depend on which other cells there are.
+            let mut rng = random::stream(params.seed, &format!("phase-transition/{}", cell.label));
+            found.push(Transition::test(&steps, &cell.values, options, &mut rng));
+            cx.progress(index as u64 + 1, cells.len() as u64)?;
+        }
+        let labels: Vec<&str> = cells.iter().map(|cell| cell.label.as_str()).collect();
+        for (name, read) in READ {
+            cx.metric(name, Value::labelled(&labels, found.iter().map(read).collect()))?;
+        }
+        let reports: Vec<Report<'_>> = labels
+            .iter()
+            .zip(&found)
+            .map(|(cell, transition)| Report { cell, transition })
+            .collect();
+        cx.json("fits.json", &reports)
+    }
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    cell: &'a str,
+    #[serde(flatten)]
+    transition: &'a Transition,
+}
+
+/// One cell of a metric over all steps.
+struct Cell {
+    label: String,
+    values: Vec<f64>,
+}
+
+/// Splits a series into cells. Cells go by label, so that a label that is missing at some step is NaN there.
+fn cells(series: &Series) -> Vec<Cell> {
+    let mut cells: Vec<Cell> = Vec::new();
+    for (point, (_, value)) in series.points.iter().enumerate() {
+        for (flat, &number) in value.data.iter().enumerate() {
+            let label = label(series, value, flat);
+            // Cells keep their place from step to step, so the guess is nearly always right.
+            let place = match cells.get(flat) {
+                Some(cell) if cell.label == label => Some(flat),
+                Some(_) | None => cells.iter().position(|cell| cell.label == label),
+            };
+            let place = place.unwrap_or_else(|| {
+                cells.push(Cell { label, values: vec![f64::NAN; series.points.len()] });
+                cells.len() - 1
+            });
+            cells[place].values[point] = number;
+        }
+    }
+    cells
+}
+
+/// `axis=label,…` of an entry; empty for a scalar.
+fn label(series: &Series, value: &Value, flat: usize) -> String {
+    let mut rest = flat;
+    let mut parts = Vec::with_capacity(value.shape.len());
+    for (axis, &length) in value.shape.iter().enumerate().rev() {
+        let name = series.axes.get(axis).map_or("axis", String::as_str);
+        parts.push(format!("{name}={}", value.label(axis, rest % length)));
+        rest /= length;
+    }
+    parts.reverse();
+    parts.join(",")
+}
+
+type Read = fn(&Transition) -> f64;
+
+const READ: &[(&str, Read)] = &[
+    ("verdict", |t| f64::from(u8::from(t.is_transition))),
+    ("midpoint", |t| t.midpoint),
+    ("onset", |t| t.onset),
+    ("end", |t| t.end),
+    ("width_decades", |t| t.width_decades),
+    ("amplitude_fraction", |t| t.amplitude_fraction),
+    ("dbic", |t| t.fits.as_ref().map_or(f64::NAN, |fits| fits.dbic)),
+    ("dbic_ar1", |t| t.fits.as_ref().map_or(f64::NAN, |fits| fits.dbic_ar1)),
+    ("two_step_dbic", |t| {
+        let gain = |fits: &crate::curve::fit::Fits| {
+            fits.get(Model::Logistic).bic - fits.get(Model::TwoLogistics).bic
+        };
+        t.fits.as_ref().map_or(f64::NAN, gain)
+    }),
+    ("midpoint_low", |t| t.interval[0]),
+    ("midpoint_high", |t| t.interval[1]),
+    ("bracket_low", |t| t.bracket[0]),
+    ("bracket_high", |t| t.bracket[1]),
+    ("abruptness", |t| t.abruptness),
+    ("abruptness_low", |t| t.abruptness_interval[0]),
+    ("abruptness_high", |t| t.abruptness_interval[1]),
+    ("slope_ratio", |t| t.slope_ratio),
+    ("n_points", |t| t.n_points as f64),
+    ("log_y", |t| f64::from(u8::from(t.log_y))),
+];
+
+const fn cell(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
+    MetricDef { name, unit, axes: &[Axis::Cell], doc }
+}
+
+const METRICS: &[MetricDef] = &[
+    cell("verdict", Unit::Dimensionless, "1: transition, 0: smooth, none, or too few points"),
+    cell("midpoint", Unit::Steps, "Step at half of the change"),
+    cell("onset", Unit::Steps, "Step at 10 % of the change"),
+    cell("end", Unit::Steps, "Step at 90 % of the change"),
+    cell("width_decades", Unit::Decades, "From onset to end"),
+    cell("amplitude_fraction", Unit::Ratio, "Height of the logistic over the curve's range"),
+    cell("dbic", Unit::Dimensionless, "BIC of the better of line and power law minus logistic"),
+    cell("dbic_ar1", Unit::Dimensionless, "The same with AR(1) errors, constant included"),
+    cell("two_step_dbic", Unit::Dimensionless, "BIC of one logistic minus two; > 10: two steps"),
+    cell("midpoint_low", Unit::Steps, "95 % block-bootstrap interval of the midpoint, lower end"),
+    cell("midpoint_high", Unit::Steps, "The same, upper end"),
+    cell("bracket_low", Unit::Steps, "Last checkpoint before the midpoint"),
+    cell("bracket_high", Unit::Steps, "First checkpoint at or after the midpoint"),
+    cell("abruptness", Unit::Ratio, "Share of the change in a tenth of the x range; line: 0.1"),
+    cell("abruptness_low", Unit::Ratio, "95 % interval around isotonic regression, lower end"),
+    cell("abruptness_high", Unit::Ratio, "The same, upper end"),
+    cell("slope_ratio", Unit::Ratio, "Steepest slope between checkpoints over mean slope; line: 1"),
+    cell("n_points", Unit::Count, "Finite points used"),
+    cell("log_y", Unit::Dimensionless, "1 if ln y was fitted"),
+];
+
+const FIGURES: &[Figure] = &[Figure {
+    name: "verdicts",
+    title: "Transition midpoints",
+    kind: FigureKind::Lines,
+    metrics: &["midpoint", "onset", "end"],
+    log_x: true,
+    log_y: true,
+}];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_follow_labels() {
+        let table = |labels: &[&str], data: Vec<f64>| {
+            let labels = labels.iter().map(|&label| label.to_owned()).collect();
+            Value::array(vec![2, 2], data, vec![None, Some(labels)])
+        };
+        let series = Series {
+            unit: "nats".to_owned(),
+            axes: vec!["layer".to_owned(), "digit".to_owned()],
+            points: vec![
+                (0, table(&["a", "b"], vec![1., 2., 3., 4.])),
+                (5, table(&["b", "c"], vec![20., 30., 40., 50.])),
+            ],
+        };
+        let cells = cells(&series);
+        let labels: Vec<&str> = cells.iter().map(|cell| cell.label.as_str()).collect();
+        assert_eq!(
+            labels[..4],
+            ["layer=0,digit=a", "layer=0,digit=b", "layer=1,digit=a", "layer=1,digit=b"]
+        );
+        assert_eq!(cells[1].values, [2.0, 20.0]);
+        assert_eq!(cells[3].values, [4.0, 40.0]);
+        assert!(cells[0].values[1].is_nan() && cells[4].values[0].is_nan());
+        assert_eq!((labels[4], cells[4].values[1]), ("layer=0,digit=c", 30.0));
+    }
+
+    #[test]
+    fn every_metric_is_read_and_every_reading_declared() {
+        let read: Vec<&str> = READ.iter().map(|(name, _)| *name).collect();
+        let declared: Vec<&str> = METRICS.iter().map(|metric| metric.name).collect();
+        assert_eq!(read, declared);
+    }
+}

@@ -1,0 +1,354 @@
+//! Every experiment on a small trained model: emits exactly what it declares, the same each time, and stops
+//! when cancelled. The executor: shared passes, contained failures.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Mutex,
+};
+
+use serde_json::{Value as Json, json};
+use sweep_lab::{
+    AnalyseJob, Analysis, AnyExperiment, Card, CheckpointPlan, Class, Context, EXPERIMENTS, Error,
+    Experiment, Inputs, MemorySink, MetricDef, NoParams, Observer, Requires, Result, Series,
+    SeriesTable, Stage, Subject, TokenSet, TrajectoryInput, Unit, Value, analyse,
+    lens::{
+        Device, Hook, Site, Tensor, Transformer,
+        checkpoint::{self, Checkpoint},
+    },
+    trajectory,
+};
+
+use crate::{Files, Recorder, run, small_params};
+
+fn trained(steps: u64, every: u64) -> Files {
+    let plan = CheckpointPlan::every(every, steps);
+    let (outcome, mut recorder) = run(&small_params(steps), &[4], &[], &plan, Recorder::new());
+    outcome.unwrap();
+    Files::new(recorder.seeds.remove(&0).unwrap().checkpoints)
+}
+
+fn decode(files: &Files, step: u64) -> Checkpoint {
+    checkpoint::decode("checkpoint", &files.files[&step]).unwrap()
+}
+
+/// Runs analyse jobs on one checkpoint of a trajectory.
+fn analyse_step(files: &Files, step: u64, jobs: &mut [AnalyseJob<'_>]) -> Vec<Result<()>> {
+    let here = decode(files, step);
+    let init = decode(files, files.steps[0]).weights;
+    let place = files.steps.iter().position(|&other| other == step).unwrap();
+    let previous = (place > 0)
+        .then(|| (files.steps[place - 1], decode(files, files.steps[place - 1]).weights));
+    let model = Transformer::new(here.config.clone(), here.weights.shallow_clone()).unwrap();
+    let subject = Subject {
+        checkpoint: &here,
+        model: &model,
+        init: Some(&init),
+        previous: previous.as_ref().map(|(step, weights)| (*step, weights)),
+        device: Device::Cpu,
+    };
+    analyse(jobs, &subject)
+}
+
+fn analyse_one(
+    experiment: &dyn AnyExperiment,
+    files: &Files,
+    step: u64,
+    sink: &mut MemorySink,
+) -> Result<()> {
+    let params = experiment.default_params();
+    let mut jobs = [AnalyseJob { experiment, params: &params, sink }];
+    analyse_step(files, step, &mut jobs).remove(0)
+}
+
+fn check_emitted(card: &Card, sink: &MemorySink) {
+    let declared: BTreeSet<&str> = card.metrics.iter().map(|metric| metric.name).collect();
+    let emitted: BTreeSet<&str> = sink.metrics.keys().map(String::as_str).collect();
+    assert_eq!(emitted, declared, "{}", card.name);
+}
+
+/// Equal metrics, with NaN equal to itself.
+fn bits(sink: &MemorySink) -> BTreeMap<(String, u64), Vec<u64>> {
+    let points = sink.metrics.iter().flat_map(|(name, series)| {
+        series.iter().map(move |(step, value)| {
+            ((name.clone(), *step), value.data.iter().map(|number| number.to_bits()).collect())
+        })
+    });
+    points.collect()
+}
+
+#[test]
+fn analyses_emit_what_they_declare_the_same_each_time() {
+    let files = trained(30, 15);
+    for experiment in EXPERIMENTS.iter().filter(|e| e.card().stage == Stage::Analyse) {
+        let card = experiment.card();
+        let mut first = MemorySink::default();
+        analyse_one(*experiment, &files, 30, &mut first).unwrap();
+        check_emitted(card, &first);
+        assert!(first.metrics.values().all(|series| series.keys().eq([&30])), "{}", card.name);
+        let mut second = MemorySink::default();
+        analyse_one(*experiment, &files, 30, &mut second).unwrap();
+        assert_eq!(bits(&first), bits(&second), "{} is not deterministic", card.name);
+        // The first checkpoint has no previous one; everything else is there.
+        analyse_one(*experiment, &files, 0, &mut MemorySink::default()).unwrap();
+        let mut cancelled = MemorySink { cancel_at: Some(1), ..MemorySink::default() };
+        let error = analyse_one(*experiment, &files, 30, &mut cancelled).unwrap_err();
+        assert_eq!(error.class(), Class::Cancelled, "{}", card.name);
+    }
+}
+
+fn loss_series(files: &Files) -> SeriesTable {
+    let mut points = BTreeMap::new();
+    for &step in &files.steps {
+        let mut sink = MemorySink::default();
+        let progress = EXPERIMENTS.iter().find(|e| e.card().name == "grokking-progress").unwrap();
+        analyse_one(*progress, files, step, &mut sink).unwrap();
+        points.extend(sink.metrics["excluded_loss_frequency"].clone());
+    }
+    let series = Series {
+        unit: "nats".to_owned(),
+        axes: vec!["frequency".to_owned()],
+        points: points.into_iter().collect(),
+    };
+    SeriesTable::from([("grokking-progress.excluded_loss_frequency".to_owned(), series)])
+}
+
+fn run_trajectory(
+    experiment: &dyn AnyExperiment,
+    params: &Json,
+    files: &mut Files,
+    series: &SeriesTable,
+    sink: &mut MemorySink,
+) -> Result<()> {
+    let checkpoints = match experiment.inputs(params)? {
+        Inputs::Checkpoints => Some(files as &mut dyn sweep_lab::Checkpoints),
+        Inputs::Series(names) => {
+            assert!(names.iter().all(|name| series.contains_key(name)));
+            None
+        }
+        Inputs::Checkpoint { .. } => panic!("a trajectory experiment asked for one checkpoint"),
+    };
+    let input = TrajectoryInput { checkpoints, series, device: Device::Cpu };
+    trajectory(experiment, params, input, sink)
+}
+
+#[test]
+fn trajectories_emit_what_they_declare_the_same_each_time() {
+    let mut files = trained(40, 4);
+    let series = loss_series(&files);
+    for experiment in EXPERIMENTS.iter().filter(|e| e.card().stage == Stage::Trajectory) {
+        let card = experiment.card();
+        let mut params = experiment.default_params();
+        for def in card.params.iter().filter(|def| def.is_required()) {
+            params[def.name] = json!("grokking-progress.excluded_loss_frequency");
+        }
+        let mut first = MemorySink::default();
+        run_trajectory(*experiment, &params, &mut files, &series, &mut first).unwrap();
+        check_emitted(card, &first);
+        let mut second = MemorySink::default();
+        run_trajectory(*experiment, &params, &mut files, &series, &mut second).unwrap();
+        assert_eq!(bits(&first), bits(&second), "{} is not deterministic", card.name);
+        assert_eq!(first.artifacts, second.artifacts, "{}", card.name);
+        let mut cancelled = MemorySink { cancel_at: Some(1), ..MemorySink::default() };
+        let error =
+            run_trajectory(*experiment, &params, &mut files, &series, &mut cancelled).unwrap_err();
+        assert_eq!(error.class(), Class::Cancelled, "{}", card.name);
+        // Without its input it says so.
+        let empty = SeriesTable::new();
+        let input = TrajectoryInput { checkpoints: None, series: &empty, device: Device::Cpu };
+        let error =
+            trajectory(*experiment, &params, input, &mut MemorySink::default()).unwrap_err();
+        assert_eq!(error.class(), Class::Input, "{}", card.name);
+    }
+}
+
+#[test]
+fn trajectory_results_have_the_shape_of_their_input() {
+    let mut files = trained(40, 4);
+    let series = loss_series(&files);
+    let find = |name: &str| *EXPERIMENTS.iter().find(|e| e.card().name == name).unwrap();
+    let mut sink = MemorySink::default();
+    let params = json!({"metric": "grokking-progress.excluded_loss_frequency", "n_bootstrap": 20});
+    run_trajectory(find("phase-transition"), &params, &mut files, &series, &mut sink).unwrap();
+    let verdict = &sink.metrics["verdict"][&40];
+    let labels: Vec<String> = (1..=5).map(|k| format!("frequency={k}")).collect();
+    assert_eq!(verdict.labels, [Some(labels)]);
+    let fits: Json = serde_json::from_slice(&sink.artifacts["fits.json"]).unwrap();
+    assert_eq!(fits.as_array().unwrap().len(), 5);
+    assert_eq!(fits[0]["fits"]["fits"][3]["model"], "logistic");
+    // Few rows in memory give the same components as all of them.
+    let mut sinks = Vec::new();
+    for (of, memory_mib) in [("weights", 2048), ("logits", 2048)] {
+        files.loads.clear();
+        let params =
+            json!({"of": of, "memory_mib": memory_mib, "save_basis": true, "components": 2});
+        let mut sink = MemorySink::default();
+        run_trajectory(find("pca"), &params, &mut files, &series, &mut sink).unwrap();
+        assert_eq!(sink.metrics["pc"].len(), 11);
+        assert_eq!(
+            sink.metrics["turn_angle"].keys().copied().collect::<Vec<_>>(),
+            (1..10).map(|i| 4 * i).collect::<Vec<_>>()
+        );
+        let evr = &sink.metrics["evr"][&40].data;
+        assert!(evr[0] >= evr[1] && evr.iter().sum::<f64>() <= 1.0 + 1e-9, "{evr:?}");
+        let basis =
+            checkpoint::decode_tensors("basis", &sink.artifacts["basis.safetensors"]).unwrap();
+        let name = if of == "weights" { "components/embed.W_E" } else { "components/logits" };
+        assert_eq!(basis.tensors[name].size()[0], 2);
+        sinks.push(sink);
+    }
+    // The first component's coordinates project the centred weights on the saved basis.
+    let basis =
+        checkpoint::decode_tensors("basis", &sinks[0].artifacts["basis.safetensors"]).unwrap();
+    let weights = decode(&files, 40).weights;
+    let projected: f64 = weights
+        .iter()
+        .map(|(name, tensor)| {
+            let centred = tensor - &basis.tensors[&format!("mean/{name}")];
+            (centred * basis.tensors[&format!("components/{name}")].get(0))
+                .sum(sweep_lab::lens::Kind::Double)
+                .double_value(&[])
+        })
+        .sum();
+    assert!((projected - sinks[0].metrics["pc"][&40].data[0]).abs() < 1e-3);
+    // Phases: series at every checkpoint, boundaries at the last.
+    let mut sink = MemorySink::default();
+    run_trajectory(
+        find("grokking-phases"),
+        &json!({"threshold": 0.3}),
+        &mut files,
+        &series,
+        &mut sink,
+    )
+    .unwrap();
+    assert_eq!(sink.series("restricted_loss").len(), 11);
+    assert_eq!(sink.metrics["grokked_step"].keys().copied().collect::<Vec<_>>(), [40]);
+    assert!(sink.scalar("grokked_step", 40).unwrap().is_nan());
+}
+
+#[test]
+fn models_that_do_not_fit_are_refused() {
+    let mut files = trained(5, 5);
+    for bytes in files.files.values_mut() {
+        let mut foreign = checkpoint::decode("checkpoint", bytes).unwrap();
+        foreign.extra = json!({"recipe": "other"});
+        *bytes =
+            checkpoint::encode(&foreign.config, &foreign.weights, foreign.step, &foreign.extra)
+                .unwrap();
+    }
+    for experiment in EXPERIMENTS.iter().filter(|e| e.card().requires.recipe.is_some()) {
+        let mut sink = MemorySink::default();
+        let error = if experiment.card().stage == Stage::Analyse {
+            analyse_one(*experiment, &files, 5, &mut sink).unwrap_err()
+        } else {
+            let series = SeriesTable::new();
+            let params = experiment.default_params();
+            run_trajectory(*experiment, &params, &mut files, &series, &mut sink).unwrap_err()
+        };
+        assert_eq!(error.class(), Class::Unsupported);
+        assert!(error.to_string().contains("modular-addition"), "{error}");
+    }
+}
+
+/// What the spies saw, in order.
+static SEEN: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Observes `hook_resid_post` in batches; misbehaves as told.
+struct Spy {
+    name: &'static str,
+    mishap: &'static str,
+}
+
+struct SpyObserver {
+    name: &'static str,
+    mishap: &'static str,
+}
+
+static SPY_CARD: Card = Card {
+    name: "spy",
+    version: 1,
+    summary: "",
+    source: "",
+    stage: Stage::Analyse,
+    requires: Requires::ANY,
+    params: &[],
+    metrics: &[MetricDef { name: "rows", unit: Unit::Count, axes: &[], doc: "" }],
+    figures: &[],
+};
+
+impl Experiment for Spy {
+    type Params = NoParams;
+    const CARD: &'static Card = &SPY_CARD;
+
+    fn inputs(&self, _params: &NoParams) -> Inputs {
+        Inputs::Checkpoint { init: false, previous: false }
+    }
+
+    fn analyse<'a>(&self, _subject: &Subject<'a>, _params: NoParams) -> Result<Analysis<'a>> {
+        let tokens = Tensor::from_slice(&[1i64, 2, 11, 3, 4, 11, 5, 6, 11]).view([3, 3]);
+        let tokens = TokenSet { tokens, rows_per_batch: 2, last_position_only: false };
+        Ok(Analysis::Observe(
+            tokens,
+            Box::new(SpyObserver { name: self.name, mishap: self.mishap }),
+        ))
+    }
+}
+
+impl Observer for SpyObserver {
+    fn wants(&self, hook: Hook) -> bool {
+        hook == Hook::block(0, Site::ResidPost)
+    }
+
+    fn wants_logits(&self) -> bool {
+        false
+    }
+
+    fn see(&mut self, _hook: Hook, first_row: i64, activation: &Tensor) -> Result<()> {
+        SEEN.lock().unwrap().push(format!("{} {first_row} {:?}", self.name, activation.size()));
+        match self.mishap {
+            "panic" => panic!("the spy panics"),
+            "error" => Err(Error::Unsupported("the spy fails".to_owned())),
+            _ => Ok(()),
+        }
+    }
+
+    fn finish(self: Box<Self>, cx: &mut Context<'_>) -> Result<()> {
+        let name = if self.mishap == "undeclared" { "other" } else { "rows" };
+        cx.metric(name, Value::scalar(3.0))
+    }
+}
+
+#[test]
+fn observers_share_passes_and_fail_alone() {
+    let files = trained(5, 5);
+    let spies = [
+        Spy { name: "a", mishap: "" },
+        Spy { name: "b", mishap: "panic" },
+        Spy { name: "c", mishap: "error" },
+        Spy { name: "d", mishap: "undeclared" },
+        Spy { name: "e", mishap: "" },
+    ];
+    let mut sinks: Vec<MemorySink> = spies.iter().map(|_| MemorySink::default()).collect();
+    let params = Json::Null;
+    let mut jobs: Vec<AnalyseJob<'_>> = spies
+        .iter()
+        .zip(&mut sinks)
+        .map(|(spy, sink)| AnalyseJob { experiment: spy, params: &params, sink })
+        .collect();
+    let results = analyse_step(&files, 5, &mut jobs);
+    assert!(results[0].is_ok() && results[4].is_ok());
+    assert!(matches!(&results[1], Err(Error::Panic(message)) if message == "the spy panics"));
+    assert_eq!(results[2].as_ref().unwrap_err().class(), Class::Unsupported);
+    assert_eq!(results[3].as_ref().unwrap_err().class(), Class::Internal);
+    assert_eq!(sinks[0].scalar("rows", 5), Some(3.0));
+    assert!(sinks[1].metrics.is_empty());
+    // One pass of two batches: all see the first, only the healthy ones the second.
+    let seen = SEEN.lock().unwrap().clone();
+    let first = ["a", "b", "c", "d", "e"].map(|name| format!("{name} 0 [2, 3, 16]"));
+    let second = ["a", "d", "e"].map(|name| format!("{name} 2 [1, 3, 16]"));
+    assert_eq!(seen, [first.as_slice(), second.as_slice()].concat());
+    // Nobody wants logits: the residual stream comes back, and results do not depend on company.
+    let mut alone = MemorySink::default();
+    let mut jobs = [AnalyseJob { experiment: &spies[0], params: &params, sink: &mut alone }];
+    assert!(analyse_step(&files, 5, &mut jobs)[0].is_ok());
+    assert_eq!(bits(&alone), bits(&sinks[0]));
+}
