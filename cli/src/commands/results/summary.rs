@@ -1,0 +1,154 @@
+//! The newest values at a glance. Few models stand side by side, one metric per row; many models
+//! stand below each other, with one table per experiment.
+
+use std::collections::{BTreeMap, HashMap};
+
+use comfy_table::{Cell, Table};
+
+use crate::{
+    format,
+    series::{Curve, Origin, origin},
+    table::{self, Align},
+};
+
+/// Models that stand side by side.
+const COLUMNS_MAX: usize = 5;
+/// Characters that a model's name may take as a column.
+const COLUMN_CHARS_MAX: usize = 30;
+/// Metrics with a few values (shares of three components, say) are shown in one cell.
+const VALUES_MAX: usize = 4;
+/// Metric columns of one table of many models.
+const METRICS_PER_TABLE: usize = 7;
+/// Models of a table.
+const MODELS_MAX: usize = 200;
+
+/// Tables with their headings, and what they do not show.
+#[derive(Debug, Default)]
+pub(in crate::commands) struct Summary {
+    /// Heading (may be empty) and table.
+    pub(in crate::commands) tables: Vec<(String, Table)>,
+    /// What else there is.
+    pub(in crate::commands) notes: Vec<String>,
+}
+
+/// Makes the summary of curves that hold their newest step only.
+pub(in crate::commands) fn summary(mut curves: Vec<Curve>) -> Summary {
+    let all = curves.len();
+    curves.retain(|curve| (1..=VALUES_MAX).contains(&curve.block) && curve.latest().is_some());
+    let hidden = all - curves.len();
+    // Training first, then analyses, then what looks at the whole trajectory.
+    curves.sort_by_key(|curve| match origin(&curve.series) {
+        Origin::Train => 0,
+        Origin::Analyse => 1,
+        Origin::Trajectory => 2,
+    });
+    let mut models: BTreeMap<u32, String> = BTreeMap::new();
+    for curve in &curves {
+        models.entry(curve.series.model_index).or_insert_with(|| curve.series.model.clone());
+    }
+    let mut summary = Summary::default();
+    if !curves.is_empty() {
+        let narrow = models.values().all(|model| model.len() <= COLUMN_CHARS_MAX);
+        if models.len() <= COLUMNS_MAX && narrow {
+            summary.tables.push((String::new(), side_by_side(&curves, &models)));
+        } else {
+            summary.tables = below_each_other(&curves, &models);
+        }
+    }
+    if models.len() > MODELS_MAX {
+        let more = format::count((models.len() - MODELS_MAX) as u64);
+        summary.notes.push(format!("{more} more models: --output json, or `sweep export`"));
+    }
+    if hidden > 0 {
+        let what = format::plural(hidden as u64, "series", "series");
+        summary.notes.push(format!(
+            "{what} with axes (layer, frequency, tensor, …) not shown: --metric NAME, or `sweep plot`"
+        ));
+    }
+    summary
+}
+
+/// Owners (experiment and parameters) in the order of the curves.
+fn owners(curves: &[Curve]) -> Vec<String> {
+    let mut owners: Vec<String> = Vec::new();
+    for curve in curves {
+        let owner = curve.owner();
+        if !owners.contains(&owner) {
+            owners.push(owner);
+        }
+    }
+    owners
+}
+
+/// Metrics of an owner in the order of the curves, with their units.
+fn metrics<'a>(curves: &[&'a Curve]) -> Vec<(&'a str, &'a str)> {
+    let mut metrics: Vec<(&str, &str)> = Vec::new();
+    for curve in curves {
+        let metric = (curve.short_name(), curve.series.unit.as_str());
+        if !metrics.iter().any(|(name, _)| *name == metric.0) {
+            metrics.push(metric);
+        }
+    }
+    metrics
+}
+
+fn cell(curve: Option<&&Curve>) -> Cell {
+    let Some((_, values)) = curve.and_then(|curve| curve.latest()) else { return Cell::new("-") };
+    let unit = curve.map_or("", |curve| curve.series.unit.as_str());
+    let texts = values.iter().map(|value| format::value(*value, unit));
+    Cell::new(texts.collect::<Vec<_>>().join("  "))
+}
+
+fn side_by_side(curves: &[Curve], models: &BTreeMap<u32, String>) -> Table {
+    let mut columns = vec![("metric", Align::Left)];
+    columns.extend(models.values().map(|model| (model.as_str(), Align::Right)));
+    columns.push(("unit", Align::Left));
+    let mut table = table::new(&columns);
+    for owner in owners(curves) {
+        let mine: Vec<&Curve> = curves.iter().filter(|curve| curve.owner() == owner).collect();
+        let mut heading = vec![table::heading(&owner)];
+        heading.extend((0..=models.len()).map(|_| Cell::new("")));
+        table.add_row(heading);
+        for (metric, unit) in metrics(&mine) {
+            let of_model = |model: &u32| {
+                let fits = |c: &&&Curve| c.short_name() == metric && c.series.model_index == *model;
+                cell(mine.iter().find(fits))
+            };
+            let mut row = vec![Cell::new(format!("  {metric}"))];
+            row.extend(models.keys().map(of_model));
+            row.push(Cell::new(unit.replace('_', " ")));
+            table.add_row(row);
+        }
+    }
+    table
+}
+
+fn below_each_other(curves: &[Curve], models: &BTreeMap<u32, String>) -> Vec<(String, Table)> {
+    let mut tables = Vec::new();
+    for owner in owners(curves) {
+        let mine: Vec<&Curve> = curves.iter().filter(|curve| curve.owner() == owner).collect();
+        let found: HashMap<(&str, u32), &Curve> = mine
+            .iter()
+            .map(|curve| ((curve.short_name(), curve.series.model_index), *curve))
+            .collect();
+        for part in metrics(&mine).chunks(METRICS_PER_TABLE) {
+            let headers: Vec<String> = part
+                .iter()
+                .map(|(name, unit)| match *unit {
+                    "" | "dimensionless" => (*name).to_owned(),
+                    unit => format!("{name} [{}]", unit.replace('_', " ")),
+                })
+                .collect();
+            let mut columns = vec![("model", Align::Left)];
+            columns.extend(headers.iter().map(|header| (header.as_str(), Align::Right)));
+            let mut table = table::new(&columns);
+            for (index, model) in models.iter().take(MODELS_MAX) {
+                let mut row = vec![Cell::new(model)];
+                row.extend(part.iter().map(|(name, _)| cell(found.get(&(*name, *index)))));
+                table.add_row(row);
+            }
+            tables.push((owner.clone(), table));
+        }
+    }
+    tables
+}

@@ -1,0 +1,214 @@
+//! Values over steps. One panel per unit; colours are metrics, or models where there is one metric;
+//! with several of both, each model (or each metric, where models are many) has its own panel.
+
+use super::{FigureSpec, Names, capitalised, with_unit, words};
+use crate::{
+    chart::{Axis, Content, Dash, Figure, LegendEntry, Line, Mark, Panel, color, scale::Scale},
+    series::{Curve, label},
+};
+
+/// More models than this do not get a panel each.
+const MODEL_PANELS_MAX: usize = 6;
+
+/// More legend lines than this are not read.
+const LEGEND_MAX: usize = 24;
+
+/// One line before it has a colour.
+struct Strand {
+    unit: String,
+    metric: String,
+    model: String,
+    points: Vec<(f64, f64)>,
+}
+
+/// Which of a strand's names is shown by what.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Arrangement {
+    /// Colours are metrics; all in the unit's panel.
+    Metrics,
+    /// Colours are models; all in the unit's panel.
+    Models,
+    /// Colours are metrics; a panel per unit and model.
+    ModelPanels,
+    /// Colours are models; a panel per unit and metric.
+    MetricPanels,
+}
+
+pub(super) fn lines(spec: &FigureSpec, curves: &[&Curve], names: &Names) -> Option<Figure> {
+    let strands: Vec<Strand> = curves.iter().flat_map(|curve| strands(curve, names)).collect();
+    let units = distinct(strands.iter().map(|s| &s.unit));
+    let metrics = distinct(strands.iter().map(|s| &s.metric));
+    let models = distinct(strands.iter().map(|s| &s.model));
+    let crowded = units.iter().any(|unit| {
+        distinct(strands.iter().filter(|s| s.unit == *unit).map(|s| &s.metric)).len() > 1
+    });
+    let arrangement = match models.len() {
+        0 => return None,
+        1 => Arrangement::Metrics,
+        _ if !crowded => Arrangement::Models,
+        n if n <= MODEL_PANELS_MAX => Arrangement::ModelPanels,
+        _ => Arrangement::MetricPanels,
+    };
+    let by_metric = matches!(arrangement, Arrangement::Metrics | Arrangement::ModelPanels);
+    let colored = if by_metric { &metrics } else { &models };
+    let steps: Vec<f64> = strands.iter().flat_map(|s| s.points.iter().map(|p| p.0)).collect();
+    let x_scale = if spec.log_x {
+        Scale::log(steps.iter().copied(), 0.01, true)
+    } else {
+        Scale::linear(steps.iter().copied(), 0.01)
+    };
+    let facets: Vec<Option<&String>> = match arrangement {
+        Arrangement::Metrics | Arrangement::Models => vec![None],
+        Arrangement::ModelPanels => models.iter().map(Some).collect(),
+        Arrangement::MetricPanels => metrics.iter().map(Some).collect(),
+    };
+    let panel_count = units.len() * facets.len();
+    let columns = if facets.len() > 1 { facets.len().min(3) } else { panel_count.min(2) };
+    let size = match columns {
+        1 => (460.0, 270.0),
+        2 => (310.0, 220.0),
+        _ => (240.0, 190.0),
+    };
+    let mut panels = Vec::new();
+    for unit in &units {
+        let of_unit: Vec<&Strand> = strands.iter().filter(|s| s.unit == *unit).collect();
+        let y_scale = y_scale(&of_unit, unit, spec.log_y);
+        for facet in &facets {
+            let inside = |strand: &&&Strand| match (arrangement, facet) {
+                (Arrangement::ModelPanels, Some(model)) => strand.model == **model,
+                (Arrangement::MetricPanels, Some(metric)) => strand.metric == **metric,
+                (_, _) => true,
+            };
+            let shown: Vec<&Strand> = of_unit.iter().filter(inside).copied().collect();
+            if shown.is_empty() {
+                continue;
+            }
+            let line = |strand: &&Strand| {
+                let name = if by_metric { &strand.metric } else { &strand.model };
+                let index = colored.iter().position(|known| known == name).unwrap_or(0);
+                Line {
+                    points: strand.points.clone(),
+                    color: color::category(index, colored.len()),
+                    dash: Dash::Solid,
+                }
+            };
+            panels.push(Panel {
+                title: facet.cloned().unwrap_or_default(),
+                x: Axis { label: "training step".to_owned(), scale: x_scale.clone() },
+                y: Axis { label: y_label(&shown, unit), scale: y_scale.clone() },
+                content: Content::Lines(shown.iter().map(line).collect()),
+                size,
+            });
+        }
+    }
+    Some(Figure {
+        title: spec.title.clone(),
+        description: String::new(),
+        panels,
+        columns,
+        legend: legend(colored),
+        color_bar: None,
+    })
+}
+
+fn legend(names: &[String]) -> Vec<LegendEntry> {
+    if names.len() < 2 {
+        return Vec::new();
+    }
+    let entry = |(index, name): (usize, &String)| LegendEntry {
+        label: name.clone(),
+        mark: Mark::Line(color::category(index, names.len()), Dash::Solid),
+    };
+    let mut entries: Vec<LegendEntry> = names.iter().enumerate().map(entry).collect();
+    if entries.len() > LEGEND_MAX {
+        // Evenly spread over the colours, the ends included.
+        let last = entries.len() - 1;
+        let keep = |index: usize| index * last / (LEGEND_MAX - 1);
+        entries = (0..LEGEND_MAX).map(|index| entries[keep(index)].clone()).collect();
+    }
+    entries
+}
+
+/// The lines of a curve: one per cell of its axes.
+fn strands(curve: &Curve, names: &Names) -> Vec<Strand> {
+    let params = names.params(curve);
+    let strand = |cell: usize| {
+        let mut metric = words(curve.short_name());
+        for (axis, place) in cell_labels(curve, cell) {
+            metric = format!("{metric}, {axis} {place}");
+        }
+        if !params.is_empty() {
+            metric = format!("{metric} ({params})");
+        }
+        let values = (0..curve.series.steps.len()).map(|index| curve.values_at(index)[cell]);
+        let steps = curve.series.steps.iter().map(|step| *step as f64);
+        Strand {
+            unit: curve.series.unit.clone(),
+            metric,
+            model: names.model(curve),
+            points: steps.zip(values).collect(),
+        }
+    };
+    (0..curve.block.min(super::LINES_MAX)).map(strand).collect()
+}
+
+fn cell_labels(curve: &Curve, mut cell: usize) -> Vec<(String, String)> {
+    let mut labels = Vec::new();
+    for axis in curve.series.axes.iter().rev() {
+        let size = (axis.size as usize).max(1);
+        let place = label(axis, cell % size);
+        if size > 1 && !place.is_empty() {
+            labels.push((axis.name.clone(), place));
+        }
+        cell /= size;
+    }
+    labels.reverse();
+    labels
+}
+
+fn y_scale(strands: &[&Strand], unit: &str, log: bool) -> Scale {
+    let values: Vec<f64> = strands.iter().flat_map(|s| s.points.iter().map(|p| p.1)).collect();
+    let positive = values.iter().any(|value| *value > 0.0 && value.is_finite());
+    // Fractions are not looked at on a logarithmic axis: 0.99 and 1 would be the same.
+    let fraction = unit == "probability";
+    if log && positive && !fraction {
+        return Scale::log(values.iter().copied(), 0.03, false);
+    }
+    let within = values.iter().all(|value| !value.is_finite() || (0.0..=1.0).contains(value));
+    if fraction && within {
+        return Scale::Linear { min: -0.03, max: 1.03 };
+    }
+    Scale::linear(values.iter().copied(), 0.04)
+}
+
+/// The metric, or what several metrics have in common, with the unit.
+fn y_label(strands: &[&Strand], unit: &str) -> String {
+    let metrics = distinct(strands.iter().map(|s| &s.metric));
+    let name = match metrics.as_slice() {
+        [] => String::new(),
+        [one] => one.clone(),
+        [first, rest @ ..] => {
+            // `train loss` and `test loss` are both a loss.
+            let word = first.rsplit(' ').next().unwrap_or_default();
+            let common =
+                !word.is_empty() && rest.iter().all(|m| m.rsplit(' ').next() == Some(word));
+            if common { word.to_owned() } else { String::new() }
+        }
+    };
+    let name = match (name.as_str(), unit) {
+        ("", "probability") => "fraction".to_owned(),
+        ("", "dimensionless" | "ratio" | "") => "value".to_owned(),
+        (_, _) => name,
+    };
+    capitalised(&with_unit(&name, unit))
+}
+
+fn distinct<'a>(items: impl Iterator<Item = &'a String>) -> Vec<String> {
+    let mut list: Vec<String> = Vec::new();
+    for item in items {
+        if !list.contains(item) {
+            list.push(item.clone());
+        }
+    }
+    list
+}

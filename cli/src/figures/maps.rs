@@ -1,0 +1,253 @@
+//! Heat maps (axis × step, or layer × head at the last step) and paths of principal components.
+
+use super::{FigureSpec, Names, capitalised, with_unit, words};
+use crate::{
+    chart::{
+        Axis, Cells, ColorBar, Content, Figure, LegendEntry, Mark, Panel, Path, color::ColorMap,
+        scale::Scale,
+    },
+    series::{Curve, is_numeric, label},
+};
+
+/// Heat maps and paths of one figure; more are not looked at one by one.
+const PANELS_MAX: usize = 24;
+
+pub(super) fn heat_maps(spec: &FigureSpec, curves: &[&Curve], names: &Names) -> Option<Figure> {
+    let drawable: Vec<&Curve> = curves
+        .iter()
+        .copied()
+        .filter(|curve| matches!(curve.series.axes.len(), 1 | 2))
+        .take(PANELS_MAX)
+        .collect();
+    let several_metrics =
+        drawable.iter().any(|curve| curve.series.metric != drawable[0].series.metric);
+    let columns = drawable.len().min(if drawable.len() == 4 { 2 } else { 3 });
+    let mut panels = Vec::new();
+    for curve in &drawable {
+        let mut title = if drawable.len() > 1 { names.panel(curve) } else { String::new() };
+        if several_metrics {
+            title = format!("{} – {title}", words(curve.short_name()));
+        }
+        panels.push(match curve.series.axes.as_slice() {
+            [axis] => over_steps(spec, curve, axis, title, columns),
+            [rows, across] => at_last_step(curve, rows, across, title)?,
+            _ => return None,
+        });
+    }
+    let first = *drawable.first()?;
+    let values = || {
+        panels.iter().flat_map(|panel| match &panel.content {
+            Content::Cells(cells) => cells.values.as_slice(),
+            Content::Lines(_) | Content::Paths(_) => &[],
+        })
+    };
+    let missing = values().any(|value| !value.is_finite());
+    let name = if several_metrics { String::new() } else { words(first.short_name()) };
+    let color_bar = color_bar(
+        capitalised(&with_unit(&name, &first.series.unit)),
+        &values().copied().collect::<Vec<f64>>(),
+        spec.log_y,
+    );
+    let legend = if missing {
+        vec![LegendEntry { label: "no value".to_owned(), mark: Mark::Missing }]
+    } else {
+        Vec::new()
+    };
+    Some(Figure {
+        title: spec.title.clone(),
+        description: String::new(),
+        panels,
+        columns,
+        legend,
+        color_bar: Some(color_bar),
+    })
+}
+
+fn color_bar(label: String, values: &[f64], log: bool) -> ColorBar {
+    let finite = || values.iter().copied().filter(|value| value.is_finite());
+    let (min, max) = finite().fold((f64::INFINITY, f64::NEG_INFINITY), |(min, max), value| {
+        (min.min(value), max.max(value))
+    });
+    if log && max > 0.0 {
+        return ColorBar { label, scale: Scale::log(finite(), 0.0, false), map: ColorMap::Viridis };
+    }
+    if min < 0.0 && max > 0.0 {
+        let most = max.max(-min);
+        let scale = Scale::Linear { min: -most, max: most };
+        return ColorBar { label, scale, map: ColorMap::Diverging };
+    }
+    ColorBar { label, scale: Scale::linear(finite(), 0.0), map: ColorMap::Viridis }
+}
+
+/// One axis against the steps.
+fn over_steps(
+    spec: &FigureSpec,
+    curve: &Curve,
+    axis: &sweep_proto::pb::Axis,
+    title: String,
+    columns: usize,
+) -> Panel {
+    let steps: Vec<f64> = curve.series.steps.iter().map(|step| *step as f64).collect();
+    let (x_edges, x_scale) = step_edges(&steps, spec.log_x);
+    let rows = axis.size as usize;
+    let (y_edges, y_scale) = axis_edges(axis);
+    let at = |row: usize| {
+        (0..steps.len()).map(move |column| curve.series.values[column * curve.block + row])
+    };
+    let values = (0..rows).flat_map(at).collect();
+    let row_pixels = if matches!(y_scale, Scale::Names { .. }) { 15.0 } else { 5.0 };
+    let size = (
+        match columns {
+            1 => 420.0,
+            2 => 280.0,
+            _ => 210.0,
+        },
+        (rows as f64 * row_pixels).clamp(150.0, 560.0),
+    );
+    Panel {
+        title,
+        x: Axis { label: "training step".to_owned(), scale: x_scale },
+        y: Axis { label: words(&axis.name), scale: y_scale },
+        content: Content::Cells(Cells { x_edges, y_edges, values }),
+        size,
+    }
+}
+
+/// Two axes at the newest step.
+fn at_last_step(
+    curve: &Curve,
+    rows: &sweep_proto::pb::Axis,
+    across: &sweep_proto::pb::Axis,
+    title: String,
+) -> Option<Panel> {
+    let (step, values) = curve.latest()?;
+    let named = |axis: &sweep_proto::pb::Axis, reversed| Scale::Names {
+        names: (0..axis.size as usize).map(|index| label(axis, index)).collect(),
+        reversed,
+    };
+    let edges = |count: u32| (0..=count).map(f64::from).collect();
+    let cell = |count: u32, most: f64| (most / f64::from(count.max(1))).clamp(6.0, 26.0);
+    let cell = cell(across.size, 360.0).min(cell(rows.size, 420.0));
+    let place =
+        if title.is_empty() { format!("step {step}") } else { format!("{title}, step {step}") };
+    Some(Panel {
+        title: place,
+        x: Axis { label: words(&across.name), scale: named(across, false) },
+        y: Axis { label: words(&rows.name), scale: named(rows, true) },
+        content: Content::Cells(Cells {
+            x_edges: edges(across.size),
+            y_edges: edges(rows.size),
+            values: values.to_vec(),
+        }),
+        size: (cell * f64::from(across.size.max(1)), cell * f64::from(rows.size.max(1))),
+    })
+}
+
+/// Cells around the steps, which need not be even. On a logarithmic axis step 0 has a cell before
+/// the others.
+fn step_edges(steps: &[f64], log: bool) -> (Vec<f64>, Scale) {
+    let positive: Vec<f64> = steps.iter().copied().filter(|step| *step > 0.0).collect();
+    if log && positive.len() > 1 {
+        let logs: Vec<f64> = positive.iter().map(|step| step.ln()).collect();
+        let mut edges: Vec<f64> = around(&logs).into_iter().map(f64::exp).collect();
+        let (min, max) = (edges[0], edges[edges.len() - 1]);
+        let zero = positive.len() < steps.len();
+        if zero {
+            edges.insert(0, 0.0);
+        }
+        return (edges, Scale::Log { min, max, zero });
+    }
+    let edges = around(steps);
+    let scale = Scale::Linear { min: edges[0], max: edges[edges.len() - 1] };
+    (edges, scale)
+}
+
+/// Edges half-way between neighbours; the outer cells are symmetric.
+fn around(centres: &[f64]) -> Vec<f64> {
+    let (Some(first), Some(last)) = (centres.first(), centres.last()) else {
+        return vec![0.0, 1.0];
+    };
+    let [a, b, ..] = centres else { return vec![first - 0.5, first + 0.5] };
+    let middles = centres.windows(2).map(|pair| f64::midpoint(pair[0], pair[1]));
+    let (before, end) =
+        (centres[centres.len() - 2], last + (last - centres[centres.len() - 2]) / 2.0);
+    debug_assert!(before < *last, "steps rise");
+    std::iter::once(a - (b - a) / 2.0).chain(middles).chain([end]).collect()
+}
+
+/// Numbered places lie at their numbers; named ones below each other, the first on top.
+fn axis_edges(axis: &sweep_proto::pb::Axis) -> (Vec<f64>, Scale) {
+    let count = axis.size as usize;
+    let labels: Vec<String> = (0..count).map(|index| label(axis, index)).collect();
+    let numbers: Vec<f64> = labels.iter().filter_map(|name| name.parse().ok()).collect();
+    let rising = numbers.is_sorted_by(|a, b| a < b);
+    if is_numeric(axis) && numbers.len() == count && rising && count > 1 {
+        let edges = around(&numbers);
+        let scale = Scale::Linear { min: edges[0], max: edges[edges.len() - 1] };
+        return (edges, scale);
+    }
+    let edges = (0..=count).map(|edge| edge as f64).collect();
+    (edges, Scale::Names { names: labels, reversed: true })
+}
+
+pub(super) fn paths(spec: &FigureSpec, curves: &[&Curve], names: &Names) -> Option<Figure> {
+    let drawable: Vec<&Curve> =
+        curves.iter().copied().filter(|curve| curve.block >= 2).take(PANELS_MAX).collect();
+    let steps = || drawable.iter().flat_map(|curve| curve.series.steps.iter().map(|s| *s as f64));
+    let columns = drawable.len().min(if drawable.len() == 4 { 2 } else { 3 });
+    let size = match columns {
+        1 => (340.0, 300.0),
+        2 => (270.0, 240.0),
+        _ => (220.0, 200.0),
+    };
+    let panel = |curve: &&Curve| {
+        let points: Vec<(f64, f64)> = (0..curve.series.steps.len())
+            .map(|index| (curve.values_at(index)[0], curve.values_at(index)[1]))
+            .collect();
+        let name = |number: usize| match curve.series.axes.first() {
+            Some(axis) if axis.name == "component" => {
+                with_unit(&format!("PC {}", number + 1), &curve.series.unit)
+            }
+            Some(axis) => {
+                with_unit(&format!("{} {}", axis.name, label(axis, number)), &curve.series.unit)
+            }
+            None => String::new(),
+        };
+        Panel {
+            title: if drawable.len() > 1 { names.panel(curve) } else { String::new() },
+            x: Axis { label: name(0), scale: Scale::linear(points.iter().map(|p| p.0), 0.07) },
+            y: Axis { label: name(1), scale: Scale::linear(points.iter().map(|p| p.1), 0.07) },
+            content: Content::Paths(vec![Path { points, along: steps_of(curve) }]),
+            size,
+        }
+    };
+    let panels: Vec<Panel> = drawable.iter().map(panel).collect();
+    if panels.is_empty() {
+        return None;
+    }
+    let all: Vec<f64> = steps().collect();
+    let scale = if spec.log_x {
+        Scale::log(all.iter().copied(), 0.0, true)
+    } else {
+        Scale::linear(all.iter().copied(), 0.0)
+    };
+    Some(Figure {
+        title: spec.title.clone(),
+        description: String::new(),
+        panels,
+        columns,
+        legend: vec![
+            LegendEntry { label: "first checkpoint".to_owned(), mark: Mark::Start },
+            LegendEntry { label: "last checkpoint".to_owned(), mark: Mark::End },
+        ],
+        color_bar: Some(ColorBar {
+            label: "training step".to_owned(),
+            scale,
+            map: ColorMap::Viridis,
+        }),
+    })
+}
+
+fn steps_of(curve: &Curve) -> Vec<f64> {
+    curve.series.steps.iter().map(|step| *step as f64).collect()
+}

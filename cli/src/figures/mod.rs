@@ -1,0 +1,266 @@
+//! From metric curves to charts: which panels, colours and scales show them best.
+//!
+//! # Layout
+//! - this file: what is to be drawn ([`FigureSpec`]), names of models and units.
+//! - [`lines`]: values over steps.
+//! - [`maps`]: heat maps and paths.
+//!
+//! Rules: a colour means a metric or a model, never both; where both vary, models get panels of
+//! their own with equal axes; units never share an axis.
+
+mod lines;
+mod maps;
+
+use sweep_proto::{catalog, pb, spec::SweepSpec};
+
+use crate::{
+    chart::Figure,
+    series::{Curve, params_text},
+};
+
+/// Curves with more cells than this are better seen as a map.
+pub const LINES_MAX: usize = 8;
+
+/// How a figure is drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FigureKind {
+    /// Values over steps.
+    Lines,
+    /// First against second component, coloured by step.
+    Scatter,
+    /// Colours over one or two axes.
+    HeatMap,
+}
+
+/// What to draw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FigureSpec {
+    /// File stem: `grokking-progress.losses`.
+    pub stem: String,
+    /// Heading.
+    pub title: String,
+    /// How.
+    pub kind: FigureKind,
+    /// Full metric names.
+    pub metrics: Vec<String>,
+    /// Logarithmic steps.
+    pub log_x: bool,
+    /// Logarithmic values (colours of a heat map).
+    pub log_y: bool,
+}
+
+/// The figures that the recipes and experiments of a sweep come with.
+pub fn of_sweep(spec: &SweepSpec, known: &pb::Catalog) -> Vec<FigureSpec> {
+    let mut figures: Vec<FigureSpec> = Vec::new();
+    let mut add = |owner: &str, list: &[pb::Figure]| {
+        for figure in list {
+            let stem = format!("{owner}.{}", figure.name);
+            if figures.iter().any(|known| known.stem == stem) {
+                continue;
+            }
+            figures.push(FigureSpec {
+                stem,
+                title: figure.title.clone(),
+                kind: match figure.kind.as_str() {
+                    "scatter" => FigureKind::Scatter,
+                    "heat-map" => FigureKind::HeatMap,
+                    _ => FigureKind::Lines,
+                },
+                metrics: figure.metrics.iter().map(|name| format!("{owner}.{name}")).collect(),
+                log_x: figure.log_x,
+                log_y: figure.log_y,
+            });
+        }
+    };
+    for model in &spec.models {
+        if let sweep_proto::spec::ModelSource::Train { recipe, .. } = &model.source
+            && let Some(recipe) = catalog::recipe(known, recipe)
+        {
+            add(&recipe.name, &recipe.figures);
+        }
+    }
+    for experiment in spec.experiments.iter().chain(&spec.compare).chain(&spec.trajectory) {
+        if let Some(experiment) = catalog::experiment(known, &experiment.name) {
+            add(&experiment.name, &experiment.figures);
+        }
+    }
+    figures
+}
+
+/// Figures for metrics that were asked for by name: one of lines for those that are lines, one map
+/// for each of the others.
+pub fn of_metrics(curves: &[Curve], log_x: bool, log_y: bool) -> Vec<FigureSpec> {
+    let mut names: Vec<&str> = curves.iter().map(|curve| curve.series.metric.as_str()).collect();
+    names.dedup();
+    let kind = |name: &str| {
+        let curve = curves.iter().find(|curve| curve.series.metric == name);
+        match curve {
+            Some(curve) if curve.block > 1 && is_components(curve) => FigureKind::Scatter,
+            Some(curve)
+                if curve.block > LINES_MAX || curve.series.axes.len() > 1 && curve.block > 1 =>
+            {
+                FigureKind::HeatMap
+            }
+            Some(_) | None => FigureKind::Lines,
+        }
+    };
+    let figure = |kind, metrics: Vec<&str>| FigureSpec {
+        stem: stem_of(&metrics),
+        title: title_of(&metrics),
+        kind,
+        metrics: metrics.into_iter().map(str::to_owned).collect(),
+        log_x,
+        log_y,
+    };
+    let (lines, others): (Vec<&str>, Vec<&str>) =
+        names.into_iter().partition(|name| kind(name) == FigureKind::Lines);
+    let mut figures = Vec::new();
+    if !lines.is_empty() {
+        figures.push(figure(FigureKind::Lines, lines));
+    }
+    figures.extend(others.into_iter().map(|name| figure(kind(name), vec![name])));
+    figures
+}
+
+fn is_components(curve: &Curve) -> bool {
+    let [axis] = curve.series.axes.as_slice() else { return false };
+    // Shares of variance are a spectrum; coordinates are a way through the plane.
+    axis.name == "component" && curve.series.unit != "ratio" && curve.series.unit != "probability"
+}
+
+fn stem_of(metrics: &[&str]) -> String {
+    match metrics {
+        [] => "figure".to_owned(),
+        [one] => (*one).to_owned(),
+        [first, second] => format!("{first}+{}", crate::series::short_name(second)),
+        [first, rest @ ..] => format!("{first}+{}-more", rest.len()),
+    }
+}
+
+fn title_of(metrics: &[&str]) -> String {
+    let names: Vec<String> =
+        metrics.iter().map(|name| words(crate::series::short_name(name))).collect();
+    match names.as_slice() {
+        [] => String::new(),
+        [one] => capitalised(one),
+        [first, second] => capitalised(&format!("{first} and {second}")),
+        [first, rest @ ..] => capitalised(&format!("{first} and {} more", rest.len())),
+    }
+}
+
+/// Draws a figure; `None` when none of its metrics has values.
+pub fn draw(spec: &FigureSpec, curves: &[Curve], description: &str) -> Option<Figure> {
+    let chosen: Vec<&Curve> = curves
+        .iter()
+        .filter(|curve| spec.metrics.contains(&curve.series.metric))
+        .filter(|curve| curve.block > 0 && !curve.series.steps.is_empty())
+        .collect();
+    if chosen.is_empty() {
+        return None;
+    }
+    let names = Names::of(&chosen);
+    let mut figure = match spec.kind {
+        FigureKind::Lines if chosen.iter().all(|curve| curve.block > LINES_MAX) => {
+            maps::heat_maps(spec, &chosen, &names)
+        }
+        FigureKind::Lines => lines::lines(spec, &chosen, &names),
+        FigureKind::Scatter => maps::paths(spec, &chosen, &names),
+        FigureKind::HeatMap if chosen.iter().all(|curve| curve.block == 1) => {
+            lines::lines(spec, &chosen, &names)
+        }
+        FigureKind::HeatMap => maps::heat_maps(spec, &chosen, &names),
+    }?;
+    description.clone_into(&mut figure.description);
+    Some(figure)
+}
+
+/// Short names: what all models have in common is left out, and so are parameters that do not vary.
+struct Names {
+    prefix: usize,
+    with_params: bool,
+}
+
+impl Names {
+    fn of(curves: &[&Curve]) -> Self {
+        let mut models: Vec<&str> =
+            curves.iter().map(|curve| curve.series.model.as_str()).collect();
+        models.sort_unstable();
+        models.dedup();
+        let with_params = curves.iter().any(|a| {
+            curves.iter().any(|b| {
+                a.series.metric == b.series.metric
+                    && a.series.model_index == b.series.model_index
+                    && a.series.params != b.series.params
+            })
+        });
+        Self { prefix: common_prefix(&models), with_params }
+    }
+
+    fn model(&self, curve: &Curve) -> String {
+        let short = curve.series.model.get(self.prefix..).unwrap_or(&curve.series.model);
+        match short.strip_prefix("seed") {
+            Some(seed) if !seed.is_empty() && seed.bytes().all(|b| b.is_ascii_digit()) => {
+                format!("seed {seed}")
+            }
+            Some(_) | None => short.replace('_', " "),
+        }
+    }
+
+    fn params(&self, curve: &Curve) -> String {
+        if self.with_params { params_text(&curve.series.params) } else { String::new() }
+    }
+
+    /// Model and, where they vary, parameters.
+    fn panel(&self, curve: &Curve) -> String {
+        match self.params(curve) {
+            params if params.is_empty() => self.model(curve),
+            params => format!("{}, {params}", self.model(curve)),
+        }
+    }
+}
+
+/// Bytes that all names share, up to and with the last `-`; 0 for a single name.
+fn common_prefix(names: &[&str]) -> usize {
+    let (Some(first), Some(last)) = (names.first(), names.last()) else { return 0 };
+    if first == last {
+        return 0;
+    }
+    let shared = first.bytes().zip(last.bytes()).take_while(|(a, b)| a == b).count();
+    first.as_bytes()[..shared].iter().rposition(|byte| *byte == b'-').map_or(0, |at| at + 1)
+}
+
+/// `excluded_loss` as words.
+fn words(name: &str) -> String {
+    let spelled: Vec<&str> = name
+        .split('_')
+        .map(|word| match word {
+            "acc" => "accuracy",
+            "lr" => "learning rate",
+            "fve" => "fraction of variance explained",
+            "evr" => "explained variance ratio",
+            "pc" => "principal component",
+            other => other,
+        })
+        .collect();
+    spelled.join(" ")
+}
+
+fn capitalised(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
+}
+
+/// `name (unit)`, without units that say nothing.
+fn with_unit(name: &str, unit: &str) -> String {
+    match unit {
+        "" | "dimensionless" => name.to_owned(),
+        "ratio" | "probability" if !name.is_empty() => name.to_owned(),
+        unit => {
+            let unit = unit.replace('_', " ");
+            if name.is_empty() || name == unit { unit } else { format!("{name} ({unit})") }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

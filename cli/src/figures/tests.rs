@@ -1,0 +1,281 @@
+use std::path::Path;
+
+use serde_json::json;
+
+use super::*;
+use crate::chart::{Content, raster, scale::Scale, to_svg};
+
+/// Steps of a sweep with about forty checkpoints.
+fn steps() -> Vec<u64> {
+    (0..=40).map(|index| index * 100).collect()
+}
+
+fn curve(metric: &str, unit: &str, model: u32, axes: Vec<pb::Axis>, values: Vec<f64>) -> Curve {
+    let block: usize = axes.iter().map(|axis| axis.size as usize).product();
+    let series = pb::Series {
+        metric: metric.into(),
+        unit: unit.into(),
+        axes,
+        model_index: model,
+        model: format!("modular-addition-seed{model}"),
+        seed: Some(u64::from(model)),
+        experiment: metric.split('.').next().unwrap_or_default().into(),
+        version: 1,
+        params: "{}".into(),
+        steps: steps()[..values.len() / block].to_vec(),
+        values,
+        task: None,
+    };
+    Curve { series, block }
+}
+
+fn axis(name: &str, size: u32, labels: &[String]) -> pb::Axis {
+    pb::Axis { name: name.into(), size, labels: labels.to_vec() }
+}
+
+/// Curves with the shape of a grokking run.
+fn grokking(models: u32) -> Vec<Curve> {
+    let falls = |step: f64, at: f64, from: f64, to: f64| {
+        let share = 1.0 / (1.0 + ((step - at) / 120.0).exp());
+        to * (from / to).powf(share)
+    };
+    let mut curves = Vec::new();
+    for metric in ["train_loss", "test_loss", "restricted_loss", "excluded_loss"] {
+        for model in 0..models {
+            let late = f64::from(model) * 250.0;
+            let value = |step: &u64| {
+                let step = *step as f64;
+                match metric {
+                    "train_loss" => falls(step, 250.0, 4.2, 3e-7),
+                    "test_loss" if step < 600.0 => 4.2 + step / 150.0,
+                    "test_loss" => falls(step, 1700.0 + late, 8.2, 2e-5),
+                    "restricted_loss" => falls(step, 1250.0 + late, 4.3, 1e-5),
+                    _ => falls(step, 400.0, 4.2, 0.4) + step / 2500.0,
+                }
+            };
+            let values = steps().iter().map(value).collect();
+            curves.push(curve(
+                &format!("grokking-progress.{metric}"),
+                "nats",
+                model,
+                vec![],
+                values,
+            ));
+        }
+    }
+    curves
+}
+
+fn spec(kind: FigureKind, metrics: &[&str], log_x: bool, log_y: bool) -> FigureSpec {
+    FigureSpec {
+        stem: "test".into(),
+        title: "Progress measures".into(),
+        kind,
+        metrics: metrics.iter().map(|name| (*name).to_owned()).collect(),
+        log_x,
+        log_y,
+    }
+}
+
+const LOSSES: [&str; 4] = [
+    "grokking-progress.train_loss",
+    "grokking-progress.test_loss",
+    "grokking-progress.restricted_loss",
+    "grokking-progress.excluded_loss",
+];
+
+/// Writes the picture where a person can look at it, when asked to.
+fn show(name: &str, figure: &Figure) -> String {
+    let svg = to_svg(figure);
+    let png = raster::png(&svg).unwrap();
+    if let Ok(folder) = std::env::var("SWEEP_SHOW_FIGURES") {
+        std::fs::write(Path::new(&folder).join(format!("{name}.png")), png).unwrap();
+        std::fs::write(Path::new(&folder).join(format!("{name}.svg")), &svg).unwrap();
+    }
+    svg
+}
+
+fn lines_of(panel: &crate::chart::Panel) -> usize {
+    match &panel.content {
+        Content::Lines(lines) => lines.len(),
+        Content::Paths(_) | Content::Cells(_) => 0,
+    }
+}
+
+#[test]
+fn several_losses_of_two_seeds_get_a_panel_per_seed_with_equal_axes() {
+    let figure =
+        draw(&spec(FigureKind::Lines, &LOSSES, false, true), &grokking(2), "sweep x").unwrap();
+    assert_eq!(figure.panels.len(), 2);
+    assert_eq!(figure.panels[0].y.scale, figure.panels[1].y.scale);
+    assert_eq!(figure.panels[0].title, "seed 0");
+    assert_eq!(figure.panels[0].y.label, "Loss (nats)");
+    let legend: Vec<&str> = figure.legend.iter().map(|entry| entry.label.as_str()).collect();
+    assert_eq!(legend, ["train loss", "test loss", "restricted loss", "excluded loss"]);
+    show("losses-two-seeds", &figure);
+}
+
+#[test]
+fn one_metric_of_many_seeds_has_a_colour_per_seed() {
+    let figure =
+        draw(&spec(FigureKind::Lines, &LOSSES[1..2], true, true), &grokking(5), "").unwrap();
+    assert_eq!((figure.panels.len(), lines_of(&figure.panels[0])), (1, 5));
+    assert!(matches!(figure.panels[0].x.scale, Scale::Log { zero: true, .. }));
+    assert_eq!(figure.legend.len(), 5);
+    show("one-metric-five-seeds", &figure);
+    let figure = draw(&spec(FigureKind::Lines, &LOSSES, false, true), &grokking(8), "").unwrap();
+    assert_eq!((figure.panels.len(), lines_of(&figure.panels[0])), (4, 8));
+    show("four-metrics-eight-seeds", &figure);
+}
+
+#[test]
+fn units_never_share_an_axis() {
+    let mut curves = grokking(2);
+    for model in 0..2 {
+        let values = steps().iter().map(|step| (*step as f64 / 4000.0).min(1.0)).collect();
+        curves.push(curve("grokking-progress.test_acc", "probability", model, vec![], values));
+    }
+    let metrics = [LOSSES[1], "grokking-progress.test_acc"];
+    let figure = draw(&spec(FigureKind::Lines, &metrics, false, true), &curves, "").unwrap();
+    assert_eq!(figure.panels.len(), 2);
+    assert!(matches!(figure.panels[1].y.scale, Scale::Linear { .. }));
+    assert_eq!(figure.panels[1].y.label, "Test accuracy");
+    show("two-units", &figure);
+    let metrics = [LOSSES[0], LOSSES[1], "grokking-progress.test_acc"];
+    let figure = draw(&spec(FigureKind::Lines, &metrics, false, true), &curves, "").unwrap();
+    assert_eq!((figure.panels.len(), figure.columns), (4, 2));
+    show("two-units-two-seeds", &figure);
+}
+
+#[test]
+fn frequencies_over_steps_are_a_map() {
+    let labels: Vec<String> = (1..=35).map(|k| k.to_string()).collect();
+    let curves: Vec<Curve> = (0..2)
+        .map(|model| {
+            let value = |step: &u64, k: u32| {
+                let grows = 1.0 / (1.0 + ((1200.0 - *step as f64) / 200.0).exp());
+                let key = [4, 14, 27].contains(&(k + model));
+                if key { 0.1 + 1.9 * grows } else { 0.12 * (1.0 - 0.8 * grows) }
+            };
+            let values = steps().iter().flat_map(|s| (1..=35).map(move |k| value(s, k))).collect();
+            let axes = vec![axis("frequency", 35, &labels)];
+            curve("grokking-progress.fourier_norm_embed", "norm", model, axes, values)
+        })
+        .collect();
+    let metrics = ["grokking-progress.fourier_norm_embed"];
+    let figure = draw(&spec(FigureKind::HeatMap, &metrics, false, false), &curves, "").unwrap();
+    assert_eq!(figure.panels.len(), 2);
+    assert!(
+        matches!(figure.panels[0].y.scale, Scale::Linear { min, max } if min == 0.5 && max == 35.5)
+    );
+    show("frequency-map", &figure);
+    let figure = draw(&spec(FigureKind::HeatMap, &metrics, true, true), &curves, "").unwrap();
+    assert!(matches!(figure.panels[0].x.scale, Scale::Log { zero: true, .. }));
+    show("frequency-map-log", &figure);
+    let by_name = of_metrics(&curves, false, false);
+    assert_eq!(by_name[0].kind, FigureKind::HeatMap);
+}
+
+#[test]
+fn tensors_are_named_and_missing_cells_are_marked() {
+    let names = [
+        "embed.W_E",
+        "pos_embed.W_pos",
+        "blocks.0.attn.W_Q",
+        "blocks.0.attn.W_K",
+        "blocks.0.attn.W_V",
+        "blocks.0.attn.W_O",
+        "blocks.0.mlp.W_in",
+        "blocks.0.mlp.W_out",
+        "unembed.W_U",
+    ];
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let values = steps()
+        .iter()
+        .flat_map(|step| {
+            (0..9).map(move |row| {
+                if *step == 0 && row > 6 {
+                    f64::NAN
+                } else {
+                    f64::from(row) * 3.0 - 9.0 + *step as f64 / 900.0
+                }
+            })
+        })
+        .collect();
+    let curves =
+        [curve("weight-norms.cosine", "ratio", 0, vec![axis("tensor", 9, &names)], values)];
+    let figure =
+        draw(&spec(FigureKind::HeatMap, &["weight-norms.cosine"], false, false), &curves, "")
+            .unwrap();
+    assert_eq!(figure.legend[0].label, "no value");
+    assert!(figure.panels[0].title.is_empty());
+    show("tensor-map", &figure);
+}
+
+#[test]
+fn layers_and_heads_are_a_map_of_the_last_step() {
+    let values: Vec<f64> = (0..2 * 72).map(|i| f64::from((i * 37) % 101) / 101.0).collect();
+    let axes = vec![axis("layer", 6, &[]), axis("head", 12, &[])];
+    let curves = [curve("induction.score", "ratio", 0, axes, values)];
+    let figure = draw(&of_metrics(&curves, false, false)[0], &curves, "").unwrap();
+    assert_eq!(figure.panels[0].title, "step 100");
+    assert_eq!(figure.panels[0].y.label, "layer");
+    show("layer-head-map", &figure);
+}
+
+#[test]
+fn principal_components_are_a_path() {
+    let curves: Vec<Curve> = (0..2)
+        .map(|model| {
+            let values = steps()
+                .iter()
+                .flat_map(|step| {
+                    let t = *step as f64 / 4000.0;
+                    [8.0 * t - 3.0, (1.0 + f64::from(model)) * (6.0 * t).sin(), 0.1]
+                })
+                .collect();
+            curve("pca.pc", "norm", model, vec![axis("component", 3, &[])], values)
+        })
+        .collect();
+    let figure = draw(&spec(FigureKind::Scatter, &["pca.pc"], false, false), &curves, "").unwrap();
+    assert_eq!(figure.panels[0].x.label, "PC 1 (norm)");
+    assert_eq!(figure.legend.len(), 2);
+    show("pca", &figure);
+    assert_eq!(of_metrics(&curves, false, false)[0].kind, FigureKind::Scatter);
+}
+
+#[test]
+fn figures_without_values_are_not_drawn() {
+    assert_eq!(draw(&spec(FigureKind::Lines, &["a.b"], false, false), &grokking(1), ""), None);
+    let empty = curve("a.b", "nats", 0, vec![], vec![]);
+    assert_eq!(draw(&spec(FigureKind::Lines, &["a.b"], false, false), &[empty], ""), None);
+    // All values are missing: axes without a line are still a figure.
+    let nan = curve("a.b", "nats", 0, vec![], vec![f64::NAN; 3]);
+    let figure = draw(&spec(FigureKind::Lines, &["a.b"], true, true), &[nan], "").unwrap();
+    show("all-missing", &figure);
+}
+
+#[test]
+fn parameters_are_named_only_where_they_vary() {
+    let mut curves = grokking(1);
+    curves.truncate(1);
+    let mut other = curves[0].clone();
+    curves[0].series.params = json!({ "of": "weights" }).to_string();
+    other.series.params = json!({ "of": "logits" }).to_string();
+    curves.push(other);
+    let figure = draw(&spec(FigureKind::Lines, &LOSSES, false, false), &curves, "").unwrap();
+    let legend: Vec<&str> = figure.legend.iter().map(|entry| entry.label.as_str()).collect();
+    assert_eq!(legend, ["train loss (of=weights)", "train loss (of=logits)"]);
+    curves.pop();
+    let figure = draw(&spec(FigureKind::Lines, &LOSSES, false, false), &curves, "").unwrap();
+    assert!(figure.legend.is_empty());
+    assert_eq!(figure.panels[0].y.label, "Train loss (nats)");
+}
+
+#[test]
+fn model_names_lose_what_they_share() {
+    assert_eq!(common_prefix(&["a-p=5-seed0", "a-p=5-seed1"]), "a-p=5-".len());
+    assert_eq!(common_prefix(&["a-seed1", "a-seed10"]), "a-".len());
+    assert_eq!(common_prefix(&["a-seed1"]), 0);
+    assert_eq!(common_prefix(&["abc", "abd"]), 0);
+}

@@ -1,0 +1,380 @@
+//! Metric series as they come from the coordinator: [`SeriesStream`] reads them one message at a
+//! time, [`points`] walks the values of a message, [`Curve`] holds one whole series.
+//!
+//! Values are passed on bit for bit. A message whose value count does not fit its axes is an error,
+//! never a guess.
+
+use std::collections::HashMap;
+
+use sweep_proto::pb;
+use tonic::Streaming;
+
+use crate::{
+    connect::Connection,
+    error::{CommandError, Result},
+};
+
+/// A series with more values per step than this is a broken message.
+const BLOCK_MAX: usize = 1 << 26;
+
+/// Which series to read.
+#[derive(Debug, Clone, Default)]
+pub struct Selection {
+    /// Exact name or a pattern with `*`; empty for all.
+    pub metric: String,
+    /// Model label; empty for all.
+    pub model: String,
+    /// Only the newest N steps of each series.
+    pub last: Option<usize>,
+}
+
+/// Series of a sweep, in order of metric, model, step.
+#[derive(Debug)]
+pub struct SeriesStream {
+    stream: Streaming<pb::Series>,
+    last: Option<usize>,
+    pending: Option<pb::Series>,
+}
+
+impl SeriesStream {
+    /// Asks the coordinator for series.
+    pub async fn open(connection: &Connection, sweep: &str, selection: &Selection) -> Result<Self> {
+        let request = pb::QueryRequest {
+            sweep: sweep.to_owned(),
+            metric: selection.metric.clone(),
+            model: selection.model.clone(),
+            latest: selection.last == Some(1),
+        };
+        let stream = connection.metrics().query(request).await?.into_inner();
+        Ok(Self { stream, last: selection.last, pending: None })
+    }
+
+    /// The next part of a series; with a limit on steps, the next whole (shortened) series.
+    pub async fn next(&mut self) -> Result<Option<pb::Series>> {
+        let Some(last) = self.last else { return self.message().await };
+        loop {
+            match (self.pending.take(), self.message().await?) {
+                (None, None) => return Ok(None),
+                (Some(done), None) => return Ok(Some(done)),
+                (None, Some(part)) => self.pending = Some(keep_last(part, last)?),
+                (Some(mut known), Some(part)) if is_same_series(&known, &part) => {
+                    known.steps.extend(part.steps);
+                    known.values.extend(part.values);
+                    self.pending = Some(keep_last(known, last)?);
+                }
+                (Some(done), Some(part)) => {
+                    self.pending = Some(keep_last(part, last)?);
+                    return Ok(Some(done));
+                }
+            }
+        }
+    }
+
+    async fn message(&mut self) -> Result<Option<pb::Series>> {
+        let message = self.stream.message().await?;
+        if let Some(series) = &message {
+            check_shape(series)?;
+        }
+        Ok(message)
+    }
+
+    /// Reads everything into memory.
+    pub async fn curves(mut self) -> Result<Vec<Curve>> {
+        let mut curves: Vec<Curve> = Vec::new();
+        let mut known: HashMap<Identity, usize> = HashMap::new();
+        while let Some(series) = self.next().await? {
+            let at = *known.entry(Identity::of(&series)).or_insert(curves.len());
+            match curves.get_mut(at) {
+                Some(curve) => curve.extend(&series),
+                None => curves.push(Curve::new(series)),
+            }
+        }
+        for curve in &mut curves {
+            curve.sort();
+        }
+        Ok(curves)
+    }
+}
+
+/// What tells series apart.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Identity {
+    metric: String,
+    model_index: u32,
+    version: u32,
+    params: String,
+    kind: Origin,
+}
+
+impl Identity {
+    fn of(series: &pb::Series) -> Self {
+        Self {
+            metric: series.metric.clone(),
+            model_index: series.model_index,
+            version: series.version,
+            params: series.params.clone(),
+            kind: origin(series),
+        }
+    }
+}
+
+fn is_same_series(a: &pb::Series, b: &pb::Series) -> bool {
+    a.metric == b.metric
+        && a.model_index == b.model_index
+        && a.version == b.version
+        && a.params == b.params
+        && origin(a) == origin(b)
+}
+
+/// What kind of task produced a series.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// Training.
+    Train,
+    /// An experiment on one checkpoint.
+    Analyse,
+    /// A reduction over all checkpoints.
+    Trajectory,
+}
+
+/// What kind of task produced a series.
+pub fn origin(series: &pb::Series) -> Origin {
+    match series.task.as_ref().and_then(|task| task.kind.as_ref()) {
+        Some(pb::task_key::Kind::Trajectory(_)) => Origin::Trajectory,
+        Some(pb::task_key::Kind::Analyse(_)) => Origin::Analyse,
+        Some(pb::task_key::Kind::Source(_)) | None => Origin::Train,
+    }
+}
+
+/// The `checkpoint` column: where artifacts of the same task lie.
+pub fn checkpoint(origin: Origin, step: u64) -> String {
+    match origin {
+        Origin::Train => "train".to_owned(),
+        Origin::Analyse => format!("step{step}"),
+        Origin::Trajectory => "trajectory".to_owned(),
+    }
+}
+
+/// Values per step.
+pub fn block_size(axes: &[pb::Axis]) -> usize {
+    axes.iter().map(|axis| axis.size as usize).product()
+}
+
+fn check_shape(series: &pb::Series) -> Result<()> {
+    let mut block: usize = 1;
+    for axis in &series.axes {
+        block = block.saturating_mul(axis.size as usize);
+    }
+    let expected = block.checked_mul(series.steps.len());
+    if block > BLOCK_MAX || expected != Some(series.values.len()) {
+        return Err(CommandError::unexpected(format!(
+            "the coordinator sent {} values of `{}` for {} steps of {block} values",
+            series.values.len(),
+            series.metric,
+            series.steps.len()
+        )));
+    }
+    Ok(())
+}
+
+fn keep_last(mut series: pb::Series, last: usize) -> Result<pb::Series> {
+    check_shape(&series)?;
+    let drop = series.steps.len().saturating_sub(last);
+    series.values.drain(..drop * block_size(&series.axes));
+    series.steps.drain(..drop);
+    Ok(series)
+}
+
+/// One value of a series.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Point<'a> {
+    /// Checkpoint or training step.
+    pub step: u64,
+    /// One index per axis.
+    pub coordinates: &'a [usize],
+    /// The value.
+    pub value: f64,
+}
+
+/// Calls `visit` for every value of a message, in order.
+pub fn points<E>(
+    series: &pb::Series,
+    mut visit: impl FnMut(&Point<'_>) -> Result<(), E>,
+) -> Result<(), E> {
+    let block = block_size(&series.axes);
+    if block == 0 {
+        return Ok(());
+    }
+    let mut coordinates = vec![0; series.axes.len()];
+    for (values, step) in series.values.chunks_exact(block).zip(&series.steps) {
+        coordinates.fill(0);
+        for value in values {
+            visit(&Point { step: *step, coordinates: &coordinates, value: *value })?;
+            advance(&mut coordinates, &series.axes);
+        }
+    }
+    Ok(())
+}
+
+/// The next coordinates in row-major order.
+fn advance(coordinates: &mut [usize], axes: &[pb::Axis]) {
+    for (coordinate, axis) in coordinates.iter_mut().zip(axes).rev() {
+        *coordinate += 1;
+        if *coordinate < axis.size as usize {
+            return;
+        }
+        *coordinate = 0;
+    }
+}
+
+/// The name of one place on an axis.
+pub fn label(axis: &pb::Axis, index: usize) -> String {
+    axis.labels.get(index).cloned().unwrap_or_else(|| index.to_string())
+}
+
+/// Whether every place of an axis has a whole number as its name.
+pub fn is_numeric(axis: &pb::Axis) -> bool {
+    axis.labels
+        .iter()
+        .all(|label| label.parse::<i64>().is_ok_and(|number| number.to_string() == *label))
+}
+
+/// One whole series in memory.
+#[derive(Debug, Clone)]
+pub struct Curve {
+    /// Metric, model, parameters: everything but the data.
+    pub series: pb::Series,
+    /// Values per step.
+    pub block: usize,
+}
+
+impl Curve {
+    fn new(series: pb::Series) -> Self {
+        let block = block_size(&series.axes);
+        Self { series, block }
+    }
+
+    fn extend(&mut self, part: &pb::Series) {
+        // A later checkpoint may know more labels than the first one (axes that grow).
+        if block_size(&part.axes) == self.block {
+            self.series.steps.extend(&part.steps);
+            self.series.values.extend(&part.values);
+        }
+    }
+
+    fn sort(&mut self) {
+        if self.series.steps.is_sorted() {
+            return;
+        }
+        let mut order: Vec<usize> = (0..self.series.steps.len()).collect();
+        order.sort_by_key(|index| self.series.steps[*index]);
+        let steps = order.iter().map(|index| self.series.steps[*index]).collect();
+        let values = order.iter().flat_map(|index| self.values_at(*index).to_vec()).collect();
+        self.series.steps = steps;
+        self.series.values = values;
+    }
+
+    /// The values of step number `index`, row-major over the axes.
+    pub fn values_at(&self, index: usize) -> &[f64] {
+        &self.series.values[index * self.block..(index + 1) * self.block]
+    }
+
+    /// The values of the newest step.
+    pub fn latest(&self) -> Option<(u64, &[f64])> {
+        let index = self.series.steps.len().checked_sub(1)?;
+        Some((self.series.steps[index], self.values_at(index)))
+    }
+
+    /// Name of the metric without the experiment.
+    pub fn short_name(&self) -> &str {
+        short_name(&self.series.metric)
+    }
+
+    /// The experiment and, where they are not empty, its parameters: `pca (of=weights)`.
+    pub fn owner(&self) -> String {
+        match params_text(&self.series.params) {
+            params if params.is_empty() => self.series.experiment.clone(),
+            params => format!("{} ({params})", self.series.experiment),
+        }
+    }
+}
+
+/// Name of a metric without the experiment.
+pub fn short_name(metric: &str) -> &str {
+    metric.split_once('.').map_or(metric, |(_, name)| name)
+}
+
+/// Parameters as `name=value, …`.
+pub fn params_text(params: &str) -> String {
+    let Ok(serde_json::Value::Object(map)) = serde_json::from_str(params) else {
+        return String::new();
+    };
+    let pair = |(name, value): (&String, &serde_json::Value)| match value {
+        serde_json::Value::String(text) => format!("{name}={text}"),
+        other => format!("{name}={other}"),
+    };
+    map.iter().map(pair).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn axis(name: &str, size: u32, labels: &[&str]) -> pb::Axis {
+        let labels = labels.iter().map(|label| (*label).to_owned()).collect();
+        pb::Axis { name: name.into(), size, labels }
+    }
+
+    fn series(axes: Vec<pb::Axis>, steps: Vec<u64>, values: Vec<f64>) -> pb::Series {
+        pb::Series { metric: "e.m".into(), axes, steps, values, ..Default::default() }
+    }
+
+    #[test]
+    fn points_walk_the_axes_in_row_major_order() {
+        let axes = vec![axis("layer", 2, &[]), axis("head", 3, &[])];
+        let series = series(axes, vec![5, 9], (0..12).map(f64::from).collect());
+        let mut seen = Vec::new();
+        points::<()>(&series, |point| {
+            seen.push((point.step, point.coordinates.to_vec(), point.value));
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(seen.len(), 12);
+        assert_eq!(seen[5], (5, vec![1, 2], 5.0));
+        assert_eq!(seen[6], (9, vec![0, 0], 6.0));
+    }
+
+    #[test]
+    fn values_that_do_not_fit_are_refused() {
+        assert!(check_shape(&series(vec![axis("head", 2, &[])], vec![1], vec![0.0; 3])).is_err());
+        assert!(check_shape(&series(vec![], vec![1, 2], vec![0.0; 2])).is_ok());
+        let huge = axis("a", u32::MAX, &[]);
+        assert!(
+            check_shape(&series(vec![huge.clone(), huge.clone(), huge], vec![], vec![])).is_err()
+        );
+    }
+
+    #[test]
+    fn the_newest_steps_are_kept() {
+        let axes = vec![axis("head", 2, &[])];
+        let kept = keep_last(series(axes, vec![1, 2, 3], vec![1., 2., 3., 4., 5., 6.]), 2).unwrap();
+        assert_eq!((kept.steps, kept.values), (vec![2, 3], vec![3., 4., 5., 6.]));
+    }
+
+    #[test]
+    fn numeric_axes_are_recognised() {
+        assert!(is_numeric(&axis("head", 2, &[])));
+        assert!(is_numeric(&axis("frequency", 2, &["1", "2"])));
+        assert!(!is_numeric(&axis("quantile", 2, &["0.5", "1"])));
+        assert!(!is_numeric(&axis("tensor", 1, &["W_E"])));
+    }
+
+    #[test]
+    fn unsorted_parts_are_put_in_order() {
+        let mut curve = Curve::new(series(vec![axis("head", 2, &[])], vec![3], vec![5., 6.]));
+        curve.extend(&series(vec![axis("head", 2, &[])], vec![1], vec![1., 2.]));
+        curve.sort();
+        assert_eq!(curve.series.values, [1., 2., 5., 6.]);
+        assert_eq!(curve.latest(), Some((3, &[5.0, 6.0][..])));
+    }
+}

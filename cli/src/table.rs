@@ -1,0 +1,63 @@
+//! Tables for terminals: one look for all commands, numbers to the right, as wide as the terminal
+//! at most. Off a terminal a table is never wrapped, so that `grep` and `awk` see whole rows.
+
+use comfy_table::{
+    Attribute, Cell, CellAlignment, Color, ContentArrangement, LineStyle, Table, TableStyle,
+};
+
+/// How a column is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Align {
+    /// Words.
+    Left,
+    /// Numbers.
+    Right,
+}
+
+/// A table with these columns and no rows.
+pub fn new(columns: &[(&str, Align)]) -> Table {
+    let mut table = Table::new();
+    let rule = LineStyle::none().fill('─').junction('─');
+    table.load_style(TableStyle::new().header_separator(rule));
+    let header = columns.iter().map(|(name, _)| Cell::new(name).add_attribute(Attribute::Bold));
+    table.set_header(header.collect::<Vec<_>>());
+    for (column, (_, align)) in table.column_iter_mut().zip(columns) {
+        column.set_cell_alignment(match align {
+            Align::Left => CellAlignment::Left,
+            Align::Right => CellAlignment::Right,
+        });
+        column.set_padding((0, 2));
+    }
+    table
+}
+
+/// A cell in the colour of a state word.
+pub fn state(word: &str) -> Cell {
+    let cell = Cell::new(word);
+    match word {
+        "done" | "ready" => cell.fg(Color::Green),
+        "failed" | "lost" => cell.fg(Color::Red),
+        "running" => cell.fg(Color::Cyan),
+        "cancelled" | "skipped" | "draining" => cell.fg(Color::Yellow),
+        _ => cell,
+    }
+}
+
+/// A heading between rows.
+pub fn heading(text: &str) -> Cell {
+    Cell::new(text).add_attribute(Attribute::Bold).fg(Color::Cyan)
+}
+
+/// Adapts a table to where it is written to.
+pub fn finish(table: &mut Table, terminal: bool, color: bool) {
+    table.set_content_arrangement(if terminal {
+        ContentArrangement::Dynamic
+    } else {
+        ContentArrangement::Disabled
+    });
+    if color {
+        table.enforce_styling();
+    } else {
+        table.force_no_tty();
+    }
+}
