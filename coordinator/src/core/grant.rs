@@ -1,0 +1,266 @@
+//! Which worker gets what: the grants of [`Core`].
+//!
+//! Sweeps are served by priority, then in order of submission; within one, see
+//! [`queue`](super::queue). A lease is one bundle: everything that is ready on one checkpoint, one
+//! trajectory task, or seeds that train together. A decision looks at a bounded number of candidates.
+
+use std::time::Duration;
+
+use sweep_proto::{
+    id::{Attempt, TaskKey, TaskKind},
+    pb,
+};
+
+use super::{
+    event::{Answer, Effect, Fact, Refusal, RequestId, Wish},
+    lease::{Lease, LeasedTask},
+    machine::{Core, MAX_LEASES, MAX_WAITING, Out, Waiter},
+    model::Model,
+    sweep::Sweep,
+    time::Now,
+    workers::Worker,
+};
+
+/// Longest wait of an Acquire call; shorter than what proxies cut.
+pub const MAX_WAIT: Duration = Duration::from_secs(30);
+
+impl Core {
+    /// Answers with a lease now, or later, or with nothing when the wait is over.
+    pub(super) fn acquire(
+        &mut self,
+        request: RequestId,
+        wish: Wish,
+        wait: Duration,
+        now: Now,
+        out: &mut Out,
+    ) {
+        let Some(number) = self.workers.number(&wish.worker) else {
+            let refusal = Refusal::UnknownWorker(wish.worker);
+            return out.push(Effect::Reply(request, Answer::Refused(refusal)));
+        };
+        if let Some(worker) = self.workers.get_mut(number) {
+            worker.last_seen = now.mono;
+        }
+        if self.waiting.iter().filter(|waiter| waiter.worker == number).count() >= MAX_WAITING {
+            let refusal = Refusal::Full { what: "waiting calls", limit: MAX_WAITING };
+            return out.push(Effect::Reply(request, Answer::Refused(refusal)));
+        }
+        if let Some(lease) = self.grant(number, &wish, now, out) {
+            return out.push(Effect::Reply(request, Answer::Lease(Some(Box::new(lease)))));
+        }
+        if wait.is_zero() {
+            return out.push(Effect::Reply(request, Answer::Lease(None)));
+        }
+        let until = now.mono + wait.min(MAX_WAIT);
+        self.waiting.push_back(Waiter { request, worker: number, wish, until });
+    }
+
+    /// Offers what became ready to the calls that wait, oldest first.
+    pub(super) fn serve_waiting(&mut self, now: Now, out: &mut Out) {
+        if !std::mem::take(&mut self.dirty) {
+            return;
+        }
+        for waiter in std::mem::take(&mut self.waiting) {
+            match self.grant(waiter.worker, &waiter.wish, now, out) {
+                Some(lease) => {
+                    let answer = Answer::Lease(Some(Box::new(lease)));
+                    out.push(Effect::Reply(waiter.request, answer));
+                }
+                None => self.waiting.push_back(waiter),
+            }
+        }
+        self.dirty = false;
+    }
+
+    fn grant(&mut self, number: u64, wish: &Wish, now: Now, out: &mut Out) -> Option<pb::Lease> {
+        let worker = self.workers.get(number)?;
+        if !worker.takes_work() || worker.leases.len() >= MAX_LEASES || self.counter == u32::MAX {
+            return None;
+        }
+        let order: Vec<u32> = self.active.iter().map(|(_, sweep)| *sweep).collect();
+        for sweep_number in order {
+            let Some(sweep) = self.sweeps.get_mut(&sweep_number) else { continue };
+            if sweep.restored || !sweep.has_ready() {
+                continue;
+            }
+            if let Some(tasks) = next_bundle(sweep, worker, wish) {
+                return self.lease(sweep_number, number, tasks, now, out);
+            }
+        }
+        None
+    }
+
+    fn lease(
+        &mut self,
+        sweep_number: u32,
+        worker_number: u64,
+        tasks: Vec<TaskKey>,
+        now: Now,
+        out: &mut Out,
+    ) -> Option<pb::Lease> {
+        let attempt = self.next_attempt();
+        self.counter += 1;
+        let sweep = self.sweeps.get_mut(&sweep_number)?;
+        let work = work(sweep, &tasks)?;
+        let task = *tasks.first()?;
+        let worker = self.workers.get_mut(worker_number)?;
+        out.push(Effect::Fact(Fact::LeaseGranted {
+            attempt,
+            worker: worker.id.clone(),
+            sweep: sweep.plan.id().to_owned(),
+            task,
+            tasks: tasks.len(),
+        }));
+        for task in &tasks {
+            sweep.lease(*task, attempt);
+        }
+        sweep.leases.insert(attempt);
+        worker.leases.insert(attempt);
+        let lease = Lease {
+            sweep: sweep_number,
+            worker: worker_number,
+            deadline: now.mono + self.config.timing.expiry(),
+            tasks: tasks.into_iter().map(|task| (task, LeasedTask::default())).collect(),
+            progress: 0,
+            progress_total: 0,
+            granted_at: now.unix_ms,
+        };
+        self.leases.insert(attempt, lease);
+        Some(pb::Lease { attempt: attempt.0, sweep: sweep.plan.id().to_owned(), work: Some(work) })
+    }
+}
+
+/// The tasks of the next lease of a sweep for a worker.
+fn next_bundle(sweep: &mut Sweep, worker: &Worker, wish: &Wish) -> Option<Vec<TaskKey>> {
+    let offers = |list: &[super::plan::Pinned]| -> Vec<bool> {
+        list.iter().map(|pinned| worker.offers(&pinned.name, pinned.version)).collect()
+    };
+    let offered = offers(sweep.plan.experiments());
+    if let Some(tasks) = sweep.next_analyses(&offered, &wish.resident) {
+        return Some(tasks);
+    }
+    let offered = offers(sweep.plan.trajectory());
+    if let Some(task) = sweep.next_trajectory(&offered) {
+        return Some(vec![task]);
+    }
+    if !wish.training {
+        return None;
+    }
+    let models = sweep.next_trainings(|sweep, model| {
+        sweep.plan.model(model).is_some_and(|model| {
+            let recipe = model.entry.recipe();
+            worker.offers(&recipe.name, recipe.version)
+        })
+    })?;
+    let key = |model| TaskKey { model, kind: TaskKind::Source };
+    Some(models.into_iter().map(key).collect())
+}
+
+/// What the lease tells the worker to do.
+fn work(sweep: &Sweep, tasks: &[TaskKey]) -> Option<pb::lease::Work> {
+    let first = tasks.first()?;
+    match first.kind {
+        TaskKind::Source => train(sweep, tasks).map(pb::lease::Work::Train),
+        TaskKind::Analyse { step, .. } => {
+            analyse(sweep, first.model, step, tasks).map(pb::lease::Work::Analyse)
+        }
+        TaskKind::Trajectory { .. } => trajectory(sweep, *first).map(pb::lease::Work::Trajectory),
+    }
+}
+
+fn train(sweep: &Sweep, tasks: &[TaskKey]) -> Option<pb::TrainWork> {
+    let plan = &sweep.plan;
+    let model = plan.model(tasks.first()?.model)?;
+    let seeds = tasks.iter().map(|task| {
+        let resume = sweep.models.get(&task.model).and_then(|model| model.resume.as_ref());
+        Some(pb::TrainSeed {
+            task: Some(task.to_pb(plan.id())),
+            model: plan.model_label(task.model),
+            seed: plan.model(task.model)?.seed,
+            resume: resume.map(|(_, state)| state.clone()),
+        })
+    });
+    Some(pb::TrainWork {
+        recipe: model.entry.recipe().name.clone(),
+        version: model.entry.recipe().version,
+        params: model.params(),
+        seeds: seeds.collect::<Option<_>>()?,
+        publish_steps: model.steps().to_vec(),
+    })
+}
+
+fn analyse(sweep: &Sweep, model: u32, step: u64, tasks: &[TaskKey]) -> Option<pb::AnalyseWork> {
+    let plan = &sweep.plan;
+    let published = &sweep.models.get(&model)?.published;
+    let of = |found: Option<(&u64, &super::model::Published)>| {
+        found.map(|(_, published)| published.checkpoint.clone())
+    };
+    let tasks = tasks.iter().filter_map(|task| {
+        let experiment = plan.experiment(task.kind)?;
+        Some(pb::AnalyseTask {
+            task: Some(task.to_pb(plan.id())),
+            experiment: experiment.name.clone(),
+            version: experiment.version,
+            params: experiment.params.clone(),
+        })
+    });
+    Some(pb::AnalyseWork {
+        model: plan.model_label(model),
+        checkpoint: Some(published.get(&step)?.checkpoint.clone()),
+        init: of(published.first_key_value()),
+        previous: of(published.range(..step).next_back()),
+        tasks: tasks.collect(),
+    })
+}
+
+fn trajectory(sweep: &Sweep, task: TaskKey) -> Option<pb::TrajectoryWork> {
+    let plan = &sweep.plan;
+    let experiment = plan.experiment(task.kind)?;
+    let checkpoints = |model: &Model| -> Vec<pb::Checkpoint> {
+        model.published.values().map(|published| published.checkpoint.clone()).collect()
+    };
+    Some(pb::TrajectoryWork {
+        task: Some(task.to_pb(plan.id())),
+        model: plan.model_label(task.model),
+        model_index: task.model,
+        experiment: experiment.name.clone(),
+        version: experiment.version,
+        params: experiment.params.clone(),
+        checkpoints: checkpoints(sweep.models.get(&task.model)?),
+    })
+}
+
+impl Core {
+    /// Takes over a lease that a former incarnation granted. `tasks` are those that are open.
+    pub(super) fn adopt(
+        &mut self,
+        attempt: Attempt,
+        sweep_number: u32,
+        worker_number: u64,
+        tasks: &[(TaskKey, LeasedTask)],
+        now: Now,
+        out: &mut Out,
+    ) {
+        let deadline = now.mono + self.config.timing.expiry();
+        let Some(sweep) = self.sweeps.get_mut(&sweep_number) else { return };
+        let Some(worker) = self.workers.get_mut(worker_number) else { return };
+        for (task, leased) in tasks {
+            if !leased.ended {
+                sweep.lease(*task, attempt);
+            }
+        }
+        sweep.leases.insert(attempt);
+        worker.leases.insert(attempt);
+        out.push(Effect::Fact(Fact::LeaseAdopted { attempt, worker: worker.id.clone() }));
+        let lease = Lease {
+            sweep: sweep_number,
+            worker: worker_number,
+            deadline,
+            tasks: tasks.iter().copied().collect(),
+            progress: 0,
+            progress_total: 0,
+            granted_at: now.unix_ms,
+        };
+        self.leases.insert(attempt, lease);
+    }
+}

@@ -1,0 +1,186 @@
+//! What of a sweep can be leased now, and which of it next. Main type: [`Queue`].
+//!
+//! Order: checkpoints to analyse (oldest first, those preferred that the worker holds already),
+//! then trajectories, then trainings (resumed ones before new ones). New trainings are not listed:
+//! a cursor walks the models that nothing has happened to. Every choice looks at a bounded number
+//! of candidates.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use sweep_proto::id::{TaskKey, TaskKind};
+
+use super::{model::Cell, sweep::Sweep};
+
+/// Ready checkpoints looked at for one that the worker holds.
+const AFFINITY_WINDOW: usize = 64;
+/// How often the oldest checkpoint may be passed over for one that is at hand.
+const MAX_PASSED: u32 = 16;
+/// Queue entries looked at for one that the worker can run at all.
+const SCAN_LIMIT: usize = 4096;
+
+/// Ready work of one sweep.
+#[derive(Debug, Default)]
+pub struct Queue {
+    analyse: BTreeMap<u64, Waiting>,
+    next_place: u64,
+    /// Trajectory tasks: model, index.
+    pub trajectory: BTreeSet<(u32, u32)>,
+    /// Models whose training was begun before and is open again.
+    pub train: BTreeSet<u32>,
+    /// Models from here on, unless materialised, have a training that was never begun.
+    pub cursor: u32,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    model: u32,
+    step: u64,
+    passed: u32,
+}
+
+impl Queue {
+    /// Adds a checkpoint at the end; returns its place.
+    pub fn push_analysis(&mut self, model: u32, step: u64) -> u64 {
+        let place = self.next_place;
+        self.next_place += 1;
+        self.analyse.insert(place, Waiting { model, step, passed: 0 });
+        place
+    }
+
+    /// Removes a checkpoint.
+    pub fn remove_analysis(&mut self, place: u64) {
+        self.analyse.remove(&place);
+    }
+
+    /// Whether nothing is listed (new trainings are not listed).
+    pub fn is_empty(&self) -> bool {
+        self.analyse.is_empty() && self.trajectory.is_empty() && self.train.is_empty()
+    }
+
+    /// Checkpoints in the queue, oldest first.
+    pub fn checkpoints(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
+        self.analyse.values().map(|waiting| (waiting.model, waiting.step))
+    }
+}
+
+impl Sweep {
+    /// The analyses of the next checkpoint that a worker can run. `offered` tells by index which
+    /// of the sweep's experiments it has, `resident` which checkpoint files.
+    pub fn next_analyses(
+        &mut self,
+        offered: &[bool],
+        resident: &HashSet<String>,
+    ) -> Option<Vec<TaskKey>> {
+        if !offered.contains(&true) {
+            return None;
+        }
+        let mut oldest: Option<u64> = None;
+        let mut chosen = None;
+        let mut seen = 0;
+        for (&place, waiting) in self.queue.analyse.iter().take(SCAN_LIMIT) {
+            let Some(published) =
+                self.models.get(&waiting.model).and_then(|m| m.published.get(&waiting.step))
+            else {
+                continue;
+            };
+            if !published.cells.iter().zip(offered).any(|(c, offered)| *offered && *c == Cell::Open)
+            {
+                continue;
+            }
+            let is_resident = || {
+                let file = published.checkpoint.file.as_ref();
+                file.is_some_and(|file| resident.contains(&file.sha256))
+            };
+            let must = oldest.is_none() && waiting.passed >= MAX_PASSED;
+            oldest = oldest.or(Some(place));
+            if must || resident.is_empty() || is_resident() {
+                chosen = Some(place);
+                break;
+            }
+            seen += 1;
+            if seen == AFFINITY_WINDOW {
+                break;
+            }
+        }
+        let oldest = oldest?;
+        let chosen = chosen.unwrap_or(oldest);
+        if chosen != oldest
+            && let Some(passed) = self.queue.analyse.get_mut(&oldest)
+        {
+            passed.passed += 1;
+        }
+        let &Waiting { model, step, .. } = self.queue.analyse.get(&chosen)?;
+        let cells = &self.models.get(&model)?.published.get(&step)?.cells;
+        let open = cells.iter().zip(offered).enumerate();
+        let open = open.filter(|(_, (cell, offered))| **offered && **cell == Cell::Open);
+        let key = |experiment| TaskKey { model, kind: TaskKind::Analyse { step, experiment } };
+        Some(open.map(|(index, _)| key(index as u32)).collect())
+    }
+
+    /// The next trajectory task that a worker can run.
+    pub fn next_trajectory(&self, offered: &[bool]) -> Option<TaskKey> {
+        let offers = |index: u32| offered.get(index as usize).copied().unwrap_or(false);
+        let found = self.queue.trajectory.iter().take(SCAN_LIMIT).find(|(_, i)| offers(*i));
+        found.map(|&(model, index)| TaskKey { model, kind: TaskKind::Trajectory { index } })
+    }
+
+    /// The next trainings that can share a lease: seeds of one grid point at an equal step.
+    /// `offers` tells whether the worker has the recipe of a model.
+    pub fn next_trainings(&mut self, offers: impl Fn(&Sweep, u32) -> bool) -> Option<Vec<u32>> {
+        let returned = self.queue.train.iter().take(SCAN_LIMIT).copied();
+        let first = match returned.into_iter().find(|model| offers(self, *model)) {
+            Some(model) => model,
+            None => self.next_new(&offers)?,
+        };
+        let step = self.resume_step(first);
+        let population = self.plan.model(first)?.entry.population();
+        let siblings = self.plan.siblings(first);
+        let listed = self.queue.train.range(siblings.clone()).take(SCAN_LIMIT).copied();
+        let mut models: Vec<u32> = vec![first];
+        models.extend(listed.filter(|m| *m != first && self.resume_step(*m) == step));
+        models.truncate(population);
+        if step.is_none() {
+            // Seeds that were never begun lie behind the cursor.
+            let new = siblings.start.max(self.queue.cursor)..siblings.end;
+            for model in new.take(SCAN_LIMIT) {
+                if models.len() == population {
+                    break;
+                }
+                if model != first && !self.models.contains_key(&model) {
+                    models.push(model);
+                }
+            }
+        }
+        models.sort_unstable();
+        Some(models)
+    }
+
+    /// The first model from the cursor on whose training was never begun and that the worker has
+    /// the recipe of.
+    fn next_new(&mut self, offers: &impl Fn(&Sweep, u32) -> bool) -> Option<u32> {
+        while self.queue.cursor < self.plan.n_models()
+            && self.models.contains_key(&self.queue.cursor)
+        {
+            self.queue.cursor += 1;
+        }
+        let mut candidate = self.queue.cursor;
+        for _ in 0..SCAN_LIMIT {
+            if candidate >= self.plan.n_models() {
+                return None;
+            }
+            if self.models.contains_key(&candidate) {
+                candidate += 1;
+            } else if offers(self, candidate) {
+                return Some(candidate);
+            } else {
+                // No model of this entry will do; go to the next entry.
+                candidate = self.plan.next_entry(candidate);
+            }
+        }
+        None
+    }
+
+    fn resume_step(&self, model: u32) -> Option<u64> {
+        self.models.get(&model).and_then(super::model::Model::resume_step)
+    }
+}
