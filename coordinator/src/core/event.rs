@@ -268,8 +268,8 @@ pub struct SweepRecord {
     pub stop: Option<Stop>,
     /// Attempts below this one belong to the time before a cancellation.
     pub fence: Attempt,
-    /// Failures of attempts below this one were forgiven by a retry.
-    pub reopened: Attempt,
+    /// How often its failed tasks were made runnable again.
+    pub retries: u32,
 }
 
 /// Why a sweep was stopped before its end.
@@ -286,6 +286,8 @@ pub enum Stop {
 pub struct TaskRecord {
     /// Where it stands.
     pub outcome: Outcome,
+    /// How often the sweep had been retried then: a later retry forgives a failure.
+    pub epoch: u32,
     /// The last attempt that ended.
     pub attempt: Attempt,
     /// Whether the worker reported the end itself.

@@ -239,11 +239,10 @@ impl Core {
             Err(refusal) => return out.push(Effect::Reply(request, Answer::Refused(refusal))),
             Ok(number) => number,
         };
-        let fence = self.next_attempt();
         if let Some(sweep) = self.sweeps.get_mut(&number) {
             let failed = sweep.failed() > 0 || sweep.counts().iter().any(|c| c.skipped > 0);
             if sweep.stop.is_some() || failed {
-                sweep.reopen(fence);
+                sweep.reopen();
                 out.push(Effect::Write(Write::Sweep(sweep.record())));
                 let priority = std::cmp::Reverse(sweep.plan.spec().priority);
                 self.active.insert((priority, number));
@@ -426,12 +425,13 @@ impl Core {
         let name = self.workers.get(lease.worker).map(|worker| worker.hello.name.clone());
         let name = name.unwrap_or_default();
         let Some(sweep) = self.sweeps.get_mut(&lease.sweep) else { return };
+        let epoch = sweep.retries;
         let tasks: Vec<TaskKey> = lease.open_tasks().collect();
         for task in tasks {
             let trouble = sweep.trouble.entry(task).or_default();
             trouble.ended = Some(attempt);
             trouble.reported = false;
-            let record = trouble.record(Outcome::Open, &name, 0);
+            let record = trouble.record(Outcome::Open, epoch, &name, 0);
             out.push(Effect::Write(Write::Task { sweep: lease.sweep, task, record }));
             sweep.release(task, false);
         }
@@ -460,14 +460,14 @@ impl Core {
         let name = self.workers.get(lease.worker).map(|worker| worker.hello.name.clone());
         let policy = self.config.retry;
         let Some(sweep) = self.sweeps.get_mut(&lease.sweep) else { return };
-        let max_attempts = sweep.plan.spec().max_attempts;
+        let (max_attempts, epoch) = (sweep.plan.spec().max_attempts, sweep.retries);
         let trouble = sweep.trouble.entry(task).or_default();
         let next = trouble.failed(&policy, max_attempts, task, attempt, failure);
         trouble.ended = Some(attempt);
         trouble.reported = reported;
         let is_final = next == Next::GiveUp;
         let outcome = if is_final { Outcome::Failed } else { Outcome::Open };
-        let record = trouble.record(outcome, &name.unwrap_or_default(), now.unix_ms);
+        let record = trouble.record(outcome, epoch, &name.unwrap_or_default(), now.unix_ms);
         out.push(Effect::Write(Write::Task { sweep: lease.sweep, task, record }));
         match next {
             Next::Ready => sweep.release(task, false),

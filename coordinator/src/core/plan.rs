@@ -122,6 +122,9 @@ impl Plan {
             return Err(vec!["compare: pairs of checkpoints are not supported yet".to_owned()]);
         }
         let pinned = pin(&spec, known);
+        // The order of grid axes is that of the keys, and the id knows only the canonical order:
+        // the same sweep written in another order, or read back, must number its models alike.
+        let spec = SweepSpec::decode(&spec.to_json()).map_err(lines)?;
         let plan = Self::new(spec, pinned)?;
         let tasks = plan.totals.tasks();
         if tasks > max_tasks {

@@ -91,7 +91,7 @@ impl Core {
             match self.claim(number, *task, held.attempt) {
                 Claim::Stale => return false,
                 Claim::Ended => {
-                    tasks.push((*task, LeasedTask { ended: true, ..LeasedTask::default() }))
+                    tasks.push((*task, LeasedTask { ended: true, ..LeasedTask::default() }));
                 }
                 Claim::Open => tasks.push((*task, self.taken_over(number, *task, held.attempt))),
             }
@@ -392,7 +392,8 @@ impl Core {
             worker.tasks_done += 1;
             worker.hello.name.clone()
         });
-        let mut record = trouble.record(Outcome::Done, &name.unwrap_or_default(), now.unix_ms);
+        let mut record =
+            trouble.record(Outcome::Done, sweep.retries, &name.unwrap_or_default(), now.unix_ms);
         record.elapsed_ms = manifest.elapsed_ms;
         out.push(Effect::Write(Write::Manifest { sweep: number, task, attempt, manifest }));
         out.push(Effect::Write(Write::Task { sweep: number, task, record }));

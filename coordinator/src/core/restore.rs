@@ -123,7 +123,7 @@ impl Sweep {
         sweep.ended_at = record.ended_at;
         sweep.stop = record.stop;
         sweep.fence = record.fence;
-        sweep.reopened = record.reopened;
+        sweep.retries = record.retries;
         sweep.metrics = image.metrics;
         let n_experiments = sweep.plan.experiments().len();
         for (model, attempt, checkpoint) in image.checkpoints {
@@ -156,7 +156,7 @@ impl Sweep {
             if !self.plan.contains(task) {
                 return Err(format!("there is no task {task}"));
             }
-            let forgiven = record.attempt < self.reopened;
+            let forgiven = record.epoch < self.retries;
             let cell = match record.outcome {
                 Outcome::Done => Cell::Done(record.attempt),
                 Outcome::Failed if !forgiven => Cell::Failed(record.attempt),

@@ -110,9 +110,16 @@ impl Trouble {
     }
 
     /// What is kept of it.
-    pub fn record(&self, outcome: Outcome, worker: &str, finished_at: u64) -> TaskRecord {
+    pub fn record(
+        &self,
+        outcome: Outcome,
+        epoch: u32,
+        worker: &str,
+        finished_at: u64,
+    ) -> TaskRecord {
         TaskRecord {
             outcome,
+            epoch,
             attempt: self.ended.unwrap_or(Attempt(0)),
             reported: self.reported,
             attempts: self.attempts,

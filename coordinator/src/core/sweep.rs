@@ -69,8 +69,8 @@ pub struct Sweep {
     pub stop: Option<Stop>,
     /// Attempts below this one are stale.
     pub fence: Attempt,
-    /// Failures of attempts below this one are forgiven.
-    pub reopened: Attempt,
+    /// How often failed tasks were made runnable again.
+    pub retries: u32,
     /// Models that something happened to.
     pub models: BTreeMap<u32, Model>,
     /// Histories of tasks that did not go smoothly.
@@ -111,7 +111,7 @@ impl Sweep {
             ended_at: 0,
             stop: None,
             fence: Attempt(0),
-            reopened: Attempt(0),
+            retries: 0,
             models: BTreeMap::new(),
             trouble: BTreeMap::new(),
             started: BTreeMap::new(),
@@ -135,7 +135,7 @@ impl Sweep {
             ended_at: self.ended_at,
             stop: self.stop,
             fence: self.fence,
-            reopened: self.reopened,
+            retries: self.retries,
         }
     }
 
@@ -321,19 +321,17 @@ impl Sweep {
     }
 
     /// Makes failed, skipped and cancelled tasks runnable again.
-    pub fn reopen(&mut self, fence: Attempt) {
+    pub fn reopen(&mut self) {
         self.stop = None;
         self.ended_at = 0;
-        self.reopened = fence;
+        self.retries += 1;
         for model in self.models.values_mut() {
             let analyses = model.published.values_mut().flat_map(|p| p.cells.iter_mut());
             let cells = analyses.chain(&mut model.trajectory).chain([&mut model.train]);
             cells.filter(|cell| matches!(cell, Cell::Failed(_))).for_each(|c| *c = Cell::Open);
         }
         for trouble in self.trouble.values_mut() {
-            if trouble.ended.is_some_and(|ended| ended < fence) {
-                trouble.forgive();
-            }
+            trouble.forgive();
         }
         self.rebuild();
     }

@@ -55,8 +55,8 @@ struct StoredSweep {
     stop: u32,
     #[prost(uint64, tag = "7")]
     fence: u64,
-    #[prost(uint64, tag = "8")]
-    reopened: u64,
+    #[prost(uint32, tag = "8")]
+    retries: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -80,6 +80,8 @@ struct StoredTask {
     finished_at: u64,
     #[prost(uint64, tag = "9")]
     elapsed_ms: u64,
+    #[prost(uint32, tag = "10")]
+    epoch: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -158,7 +160,7 @@ pub(super) fn encode_sweep(sweep: &SweepRecord) -> Vec<u8> {
         ended_at: sweep.ended_at,
         stop,
         fence: sweep.fence.0,
-        reopened: sweep.reopened.0,
+        retries: sweep.retries,
     }
     .encode_to_vec()
 }
@@ -183,7 +185,7 @@ pub fn sweep(key: &[u8], value: &[u8]) -> Result<SweepRecord> {
         ended_at: stored.ended_at,
         stop,
         fence: Attempt(stored.fence),
-        reopened: Attempt(stored.reopened),
+        retries: stored.retries,
     })
 }
 
@@ -207,6 +209,7 @@ pub(super) fn encode_task(task: &TaskRecord) -> Vec<u8> {
         worker: task.worker.clone(),
         finished_at: task.finished_at,
         elapsed_ms: task.elapsed_ms,
+        epoch: task.epoch,
     }
     .encode_to_vec()
 }
@@ -236,6 +239,7 @@ pub fn task(key: &[u8], value: &[u8]) -> Result<(TaskKey, TaskRecord)> {
         worker: stored.worker,
         finished_at: stored.finished_at,
         elapsed_ms: stored.elapsed_ms,
+        epoch: stored.epoch,
     };
     Ok((task, record))
 }
