@@ -58,14 +58,14 @@ pub fn analyse(jobs: &mut [AnalyseJob<'_>], subject: &Subject<'_>) -> Vec<Result
         }
         for watcher in pass.watchers {
             let job = &mut jobs[watcher.job];
-            results[watcher.job] = match watcher.failure {
-                Some(error) => Err(error),
-                None => {
+            results[watcher.job] = watcher.failure.map_or_else(
+                || {
                     let card = job.experiment.card();
                     let mut cx = Context::new(card, subject.checkpoint.step, &mut *job.sink);
                     catch(|| watcher.observer.finish(&mut cx))
-                }
-            };
+                },
+                Err,
+            );
         }
     }
     results

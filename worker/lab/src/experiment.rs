@@ -88,8 +88,11 @@ pub enum Analysis<'a> {
     /// Only reads activations of a token set; shares forward passes with others that read the same.
     Observe(TokenSet, Box<dyn Observer + 'a>),
     /// Runs passes of its own, or none.
-    Procedure(Box<dyn FnOnce(&mut Context<'_>) -> Result<()> + 'a>),
+    Procedure(Procedure<'a>),
 }
+
+/// What a procedure does when its turn comes.
+pub type Procedure<'a> = Box<dyn FnOnce(&mut Context<'_>) -> Result<()> + 'a>;
 
 /// Inputs of a forward pass.
 #[derive(Debug)]

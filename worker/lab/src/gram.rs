@@ -89,6 +89,8 @@ struct Store<'a> {
     rows: &'a mut dyn Rows,
     count: usize,
     rows_per_block: usize,
+    /// Row 0, which was made to learn the length, until its block is.
+    first: Option<Tensor>,
     /// The block held, and its rows [B, P].
     held: Option<(Range<usize>, Tensor)>,
 }
@@ -100,7 +102,13 @@ impl<'a> Store<'a> {
         let row_bytes = (first.numel() * first.kind().elt_size_in_bytes()).max(1) as u64;
         // One row is always made beside the block.
         let rows_per_block = (memory_bytes / row_bytes).saturating_sub(1).clamp(1, count as u64);
-        Ok(Self { rows, count, rows_per_block: rows_per_block as usize, held: None })
+        Ok(Self {
+            rows,
+            count,
+            rows_per_block: rows_per_block as usize,
+            first: Some(first),
+            held: None,
+        })
     }
 
     fn block_ranges(&self) -> Vec<Range<usize>> {
@@ -122,7 +130,10 @@ impl<'a> Store<'a> {
     }
 
     fn row(&mut self, index: usize) -> Result<Tensor> {
-        self.rows.row(index)
+        match self.first.take().filter(|_| index == 0) {
+            Some(first) => Ok(first),
+            None => self.rows.row(index),
+        }
     }
 }
 

@@ -41,7 +41,9 @@ pub use crate::{
     card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
     error::{Class, Error, Result},
     executor::{AnalyseJob, analyse},
-    experiment::{Analysis, AnyExperiment, Experiment, Inputs, Observer, Subject, TokenSet},
+    experiment::{
+        Analysis, AnyExperiment, Experiment, Inputs, Observer, Procedure, Subject, TokenSet,
+    },
     experiments::EXPERIMENTS,
     params::{MetricName, NoParams, ParamDef, ParamKind, ParamSet, ParamType},
     recipe::{AnyRecipe, Objective, Plan, Recipe},

@@ -169,14 +169,16 @@ impl TrainingRun<'_> {
                 }
             }
             if step >= total {
-                return self.end(&group, SeedOutcome::Finished { step });
+                self.end(&group, SeedOutcome::Finished { step });
+                return Ok(());
             }
             match self.sink.signal(step, total) {
                 Signal::Continue => {}
                 Signal::Cancel => return Err(Error::Cancelled),
                 Signal::Drain => {
                     self.save_states(&group, step)?;
-                    return self.end(&group, SeedOutcome::Drained { step });
+                    self.end(&group, SeedOutcome::Drained { step });
+                    return Ok(());
                 }
             }
             group.update(step, self.plan.schedule.lr(step));
@@ -314,11 +316,10 @@ impl TrainingRun<'_> {
         Ok(())
     }
 
-    fn end(&mut self, group: &Group, outcome: SeedOutcome) -> Result<()> {
+    fn end(&mut self, group: &Group, outcome: SeedOutcome) {
         for &index in &group.members {
             self.outcomes[index] = outcome;
         }
-        Ok(())
     }
 
     fn identity(&self, seed: u64) -> RunIdentity {

@@ -210,7 +210,7 @@ fn power_law(points: Points<'_>) -> Fit {
         let (left, right) = (high - golden * (high - low), low + golden * (high - low));
         if at(left).rss < at(right).rss { high = right } else { low = left }
     }
-    let refined = (low + high) / 2.0;
+    let refined = f64::midpoint(low, high);
     let c = if at(refined).rss <= at(best).rss { refined } else { best };
     let fit = at(c);
     let parameters = vec![fit.a, fit.b * (c * points.x[0]).exp(), c];
@@ -355,10 +355,15 @@ fn whiten(values: &[f64], rho: f64) -> Vec<f64> {
     std::iter::once(first).chain(values.windows(2).map(|w| w[1] - rho * w[0])).collect()
 }
 
+/// A few iterations from every start, then the two most promising to the end.
 fn best_of(model: Model, starts: impl Iterator<Item = Vec<f64>>, points: Points<'_>) -> Fit {
     let curve = Logistics::new(points);
-    let fits = starts.map(|start| levenberg_marquardt(&curve, points.x, points.y, &start, 60));
-    let (parameters, rss) = fits
+    let descend = |start: &[f64], n| levenberg_marquardt(&curve, points.x, points.y, start, n);
+    let mut fits: Vec<(Vec<f64>, f64)> = starts.map(|start| descend(&start, 10)).collect();
+    fits.sort_by(|a, b| a.1.total_cmp(&b.1));
+    let (parameters, rss) = fits[..fits.len().min(2)]
+        .iter()
+        .map(|fit| descend(&fit.0, 200))
         .min_by(|a, b| a.1.total_cmp(&b.1))
         .expect("a curve of eight or more points has at least one start");
     Fit::new(model, parameters, rss, &points)

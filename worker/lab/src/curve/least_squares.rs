@@ -110,6 +110,15 @@ pub fn levenberg_marquardt<C: Curve>(
                 }
             }
         }
+        for i in 0..k {
+            // A parameter at its bound that wants to leave would spoil the step of all the others.
+            if is_blocked(curve, &best, i, right[i]) {
+                for j in 0..k {
+                    normal[i.max(j) * k + i.min(j)] = f64::from(u8::from(i == j));
+                }
+                right[i] = 0.0;
+            }
+        }
         let before = rss;
         // Raise the damping until a step helps.
         while damping < 1e12 {
@@ -137,6 +146,14 @@ pub fn levenberg_marquardt<C: Curve>(
         }
     }
     (best, rss)
+}
+
+/// Whether moving parameter `i` in the direction of `slope` leaves the admissible region.
+fn is_blocked<C: Curve>(curve: &C, parameters: &[f64], i: usize, slope: f64) -> bool {
+    let mut moved = parameters.to_vec();
+    moved[i] += 1e-6 * (1.0 + moved[i].abs()) * slope.signum();
+    curve.clamp(&mut moved);
+    moved[i] == parameters[i]
 }
 
 /// Solves `A x = b` for symmetric positive definite A (lower triangle, row-major, overwritten).
@@ -216,6 +233,12 @@ mod tests {
             (p[0] - 3.0).abs() < 1e-8 && (p[1] - 1.7).abs() < 1e-8 && rss < 1e-15,
             "{p:?} {rss}"
         );
+        // With the rate held at its bound by a curve that decays faster, the height is still the best.
+        let y: Vec<f64> = x.iter().map(|x| 3.0 * (-12.0 * x).exp()).collect();
+        let (p, rss) = levenberg_marquardt(&Decay, &x, &y, &[1.0, 0.1], 100);
+        let f: Vec<f64> = x.iter().map(|x| (-10.0 * x).exp()).collect();
+        let best = two_columns(&f, &[0.0; 30], &y);
+        assert!(p[1] == 10.0 && (rss / best - 1.0).abs() < 1e-9, "{p:?} {rss} {best}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Main type: [`Transition`]. A transition is called when all of these hold: ΔBIC of the logistic
 //! against the better of line and power law above 10; the same under AR(1) errors; 10-90 % width below a
 //! quarter of the x range; amplitude above half of the y range. The AR(1) criterion is ours: of 600 curves
-//! of pure AR(1) noise (coefficient 0.5, 0.9, 0.98) the other three call 58, all four together call 3.
+//! of pure AR(1) noise (coefficient 0.5, 0.9, 0.98) the other three call 54, all four together call 4.
 
 use rand::Rng;
 use serde::Serialize;

@@ -42,7 +42,7 @@ params! {
     /// What counts as a key frequency of the final checkpoint.
     pub struct Params {
         /// Fraction of its variance that a neuron's frequency must explain for it to count.
-        threshold: f64 = 0.85, min = 0.0, max = 1.0;
+        threshold: f64 = 0.5, min = 0.0, max = 1.0;
         /// Neurons that must count for a frequency to be key.
         min_neurons: u64 = 1, min = 1.0;
     }

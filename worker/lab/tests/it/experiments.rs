@@ -18,21 +18,21 @@ use sweep_lab::{
     trajectory,
 };
 
-use crate::{Files, Recorder, run, small_params};
+use crate::{Published, Recorder, run, small_params};
 
-fn trained(steps: u64, every: u64) -> Files {
+fn trained(steps: u64, every: u64) -> Published {
     let plan = CheckpointPlan::every(every, steps);
     let (outcome, mut recorder) = run(&small_params(steps), &[4], &[], &plan, Recorder::new());
     outcome.unwrap();
-    Files::new(recorder.seeds.remove(&0).unwrap().checkpoints)
+    Published::new(recorder.seeds.remove(&0).unwrap().checkpoints)
 }
 
-fn decode(files: &Files, step: u64) -> Checkpoint {
+fn decode(files: &Published, step: u64) -> Checkpoint {
     checkpoint::decode("checkpoint", &files.files[&step]).unwrap()
 }
 
 /// Runs analyse jobs on one checkpoint of a trajectory.
-fn analyse_step(files: &Files, step: u64, jobs: &mut [AnalyseJob<'_>]) -> Vec<Result<()>> {
+fn analyse_step(files: &Published, step: u64, jobs: &mut [AnalyseJob<'_>]) -> Vec<Result<()>> {
     let here = decode(files, step);
     let init = decode(files, files.steps[0]).weights;
     let place = files.steps.iter().position(|&other| other == step).unwrap();
@@ -51,7 +51,7 @@ fn analyse_step(files: &Files, step: u64, jobs: &mut [AnalyseJob<'_>]) -> Vec<Re
 
 fn analyse_one(
     experiment: &dyn AnyExperiment,
-    files: &Files,
+    files: &Published,
     step: u64,
     sink: &mut MemorySink,
 ) -> Result<()> {
@@ -96,7 +96,7 @@ fn analyses_emit_what_they_declare_the_same_each_time() {
     }
 }
 
-fn loss_series(files: &Files) -> SeriesTable {
+fn loss_series(files: &Published) -> SeriesTable {
     let mut points = BTreeMap::new();
     for &step in &files.steps {
         let mut sink = MemorySink::default();
@@ -115,7 +115,7 @@ fn loss_series(files: &Files) -> SeriesTable {
 fn run_trajectory(
     experiment: &dyn AnyExperiment,
     params: &Json,
-    files: &mut Files,
+    files: &mut Published,
     series: &SeriesTable,
     sink: &mut MemorySink,
 ) -> Result<()> {
@@ -183,6 +183,7 @@ fn trajectory_results_have_the_shape_of_their_input() {
             json!({"of": of, "memory_mib": memory_mib, "save_basis": true, "components": 2});
         let mut sink = MemorySink::default();
         run_trajectory(find("pca"), &params, &mut files, &series, &mut sink).unwrap();
+        assert_eq!(files.loads, files.steps, "each checkpoint is loaded once");
         assert_eq!(sink.metrics["pc"].len(), 11);
         assert_eq!(
             sink.metrics["turn_angle"].keys().copied().collect::<Vec<_>>(),

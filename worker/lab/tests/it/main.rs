@@ -2,7 +2,10 @@
 //! One binary, because linking libtorch is what takes the time; few and dense tests, because every
 //! test process loads it.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its own functions too")]
+
 mod experiments;
+mod properties;
 mod registry;
 mod training;
 
@@ -116,19 +119,19 @@ fn run(
 }
 
 /// Checkpoint files of one seed as a trajectory.
-struct Files {
+struct Published {
     steps: Vec<u64>,
     files: BTreeMap<u64, Vec<u8>>,
     loads: Vec<u64>,
 }
 
-impl Files {
+impl Published {
     fn new(files: BTreeMap<u64, Vec<u8>>) -> Self {
         Self { steps: files.keys().copied().collect(), files, loads: Vec::new() }
     }
 }
 
-impl Checkpoints for Files {
+impl Checkpoints for Published {
     fn steps(&self) -> &[u64] {
         &self.steps
     }
