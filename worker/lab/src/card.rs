@@ -157,7 +157,7 @@ pub enum Unit {
     Nats,
     /// Base-2 loss or divergence.
     Bits,
-    /// In [0, 1]: a probability or a fraction of cases.
+    /// In `[0, 1]`: a probability or a fraction of cases.
     Probability,
     /// Quotient of two like quantities.
     Ratio,

@@ -97,7 +97,7 @@ pub type Procedure<'a> = Box<dyn FnOnce(&mut Context<'_>) -> Result<()> + 'a>;
 /// Inputs of a forward pass.
 #[derive(Debug)]
 pub struct TokenSet {
-    /// i64 [n, pos].
+    /// i64 `[n, pos]`.
     pub tokens: Tensor,
     /// Rows in one forward pass; bounds the memory of activations.
     pub rows_per_batch: i64,
@@ -120,7 +120,7 @@ pub trait Observer {
         Ok(())
     }
 
-    /// The logits [batch, pos, d_vocab_out] of rows `first_row..`.
+    /// The logits `[batch, pos, d_vocab_out]` of rows `first_row..`.
     fn logits(&mut self, first_row: i64, logits: &Tensor) -> Result<()> {
         let _ = (first_row, logits);
         Ok(())

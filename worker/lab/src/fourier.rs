@@ -15,9 +15,9 @@ use crate::error::{Error, Result};
 pub struct Basis {
     /// Modulus.
     pub p: i64,
-    /// f64 [p, p]: row 0 constant, rows 2k-1 and 2k are cos and sin of frequency k (D1).
+    /// f64 `[p, p]`: row 0 constant, rows 2k-1 and 2k are cos and sin of frequency k (D1).
     pub rows: Tensor,
-    /// f64 [p-1, p²]: rows 2(k-1) and 2(k-1)+1 are `cos w_k(x+y)` and `sin w_k(x+y)` over all pairs,
+    /// f64 `[p-1, p²]`: rows 2(k-1) and 2(k-1)+1 are `cos w_k(x+y)` and `sin w_k(x+y)` over all pairs,
     /// each of norm 1 and mutually orthogonal (u and v of D1b).
     pub sums: Tensor,
 }
@@ -59,7 +59,7 @@ impl Basis {
     }
 
     /// Norm of each frequency's component of `x` along its first axis, cos and sin grouped.
-    /// `x`: [p, n] → f64 [p/2].
+    /// `x`: `[p, n]` → f64 `[p/2]`.
     pub fn norms(&self, x: &Tensor) -> Tensor {
         let components = self.rows.narrow(0, 1, self.p - 1).matmul(&x.to_kind(Kind::Double));
         components
@@ -70,7 +70,7 @@ impl Basis {
             .sqrt()
     }
 
-    /// Coefficients of logits on the sum waves. `logits`: f64 [p², p] → f64 [p/2, 2, p].
+    /// Coefficients of logits on the sum waves. `logits`: f64 `[p², p]` → f64 `[p/2, 2, p]`.
     pub fn coefficients(&self, logits: &Tensor) -> Tensor {
         self.sums.matmul(logits).view([self.n_frequencies(), 2, -1])
     }
@@ -89,7 +89,7 @@ impl Basis {
     }
 
     /// Cos coefficients c_k = ⟨cos(w_k(x+y-z))/norm, logits⟩ (D6). Logits `Σ a_k cos(w_k(x+y-z))`
-    /// give `c_k = a_k sqrt(p³/2)`. → f64 [p/2].
+    /// give `c_k = a_k sqrt(p³/2)`. → f64 `[p/2]`.
     pub fn cos_coefficients(&self, coefficients: &Tensor) -> Tensor {
         // cos(w(x+y-z)) = cos w(x+y) cos wz + sin w(x+y) sin wz; two orthonormal products, so
         // the unit vector is their sum over sqrt(2).
@@ -99,7 +99,7 @@ impl Basis {
 
     /// Fraction of each neuron's variance over all pairs that each frequency explains (D7): the
     /// energy of the centred activation in the block `{0, 2k-1, 2k}²` of its 2-D transform.
-    /// `activations`: [p², d_mlp] → f64 [p/2, d_mlp], NaN for a neuron that never varies.
+    /// `activations`: `[p², d_mlp]` → f64 `[p/2, d_mlp]`, NaN for a neuron that never varies.
     pub fn variance_explained(&self, activations: &Tensor) -> Tensor {
         let (p, n) = (self.p, activations.size()[1]);
         let centred = activations.to_kind(Kind::Double);

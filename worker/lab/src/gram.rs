@@ -17,7 +17,7 @@ use crate::{
 pub(crate) trait Rows {
     /// Number of rows.
     fn count(&self) -> usize;
-    /// Row `index`, [P].
+    /// Row `index`, `[P]`.
     fn row(&mut self, index: usize) -> Result<Tensor>;
 }
 
@@ -27,9 +27,9 @@ pub(crate) struct Components {
     pub(crate) explained_variance_ratio: Vec<f64>,
     /// Coordinates: row by row, one per component.
     pub(crate) coordinates: Vec<Vec<f64>>,
-    /// Unit vectors f64 [n_components, P]; the entry of largest magnitude is positive.
+    /// Unit vectors f64 `[n_components, P]`; the entry of largest magnitude is positive.
     pub(crate) basis: Tensor,
-    /// Mean row f64 [P].
+    /// Mean row f64 `[P]`.
     pub(crate) mean: Tensor,
 }
 
@@ -91,7 +91,7 @@ struct Store<'a> {
     rows_per_block: usize,
     /// Row 0, which was made to learn the length, until its block is.
     first: Option<Tensor>,
-    /// The block held, and its rows [B, P].
+    /// The block held, and its rows `[B, P]`.
     held: Option<(Range<usize>, Tensor)>,
 }
 
@@ -137,7 +137,7 @@ impl<'a> Store<'a> {
     }
 }
 
-/// Inner products of all rows, f64 [C, C] on the CPU.
+/// Inner products of all rows, f64 `[C, C]` on the CPU.
 fn gram(store: &mut Store<'_>) -> Result<Tensor> {
     let count = store.count;
     let mut gram = vec![0.0; count * count];
@@ -173,7 +173,7 @@ fn check_length(row: &Tensor, block: &Tensor, index: usize) -> Result<()> {
     )))
 }
 
-/// `a b'` in float64. `a`: [n, P], `b`: [m, P] → [n, m].
+/// `a b'` in float64. `a`: `[n, P]`, `b`: `[m, P]` → `[n, m]`.
 fn products(a: &Tensor, b: &Tensor) -> Tensor {
     let length = a.size()[1];
     let mut total = Tensor::zeros([a.size()[0], b.size()[0]], (Kind::Double, a.device()));
@@ -184,7 +184,7 @@ fn products(a: &Tensor, b: &Tensor) -> Tensor {
     total
 }
 
-/// Unit vectors [k, P] of the components and the mean row [P]: with eigenvector u of the centred Gram
+/// Unit vectors `[k, P]` of the components and the mean row `[P]`: with eigenvector u of the centred Gram
 /// matrix, `X' u / σ`, which needs no centring because the entries of u sum to zero.
 fn directions(store: &mut Store<'_>, vectors: &Tensor, scales: &[f64]) -> Result<(Tensor, Tensor)> {
     let inverse: Vec<f64> = scales.iter().map(|&s| if s > 0.0 { 1.0 / s } else { 0.0 }).collect();

@@ -123,7 +123,7 @@ impl Group {
         self.objective.evaluate(&self.model)
     }
 
-    /// Sum of squares of all parameters of each model, f64 [n_models].
+    /// Sum of squares of all parameters of each model, f64 `[n_models]`.
     pub(crate) fn sum_squared_weights(&self) -> Tensor {
         let n_models = self.members.len() as i64;
         let sums = self.layout.iter().map(|slot| {

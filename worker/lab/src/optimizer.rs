@@ -40,7 +40,7 @@ impl AdamW {
     }
 
     /// One update in place with learning rate `lr`; `n_updates` counts this one, from 1.
-    /// `parameters` and `gradient`: [N].
+    /// `parameters` and `gradient`: `[N]`.
     pub fn step(&mut self, parameters: &mut Tensor, gradient: &Tensor, lr: f64, n_updates: u64) {
         let AdamWConfig { beta1, beta2, eps, weight_decay, .. } = self.config;
         let n = n_updates as f64;

@@ -28,9 +28,9 @@ pub(crate) struct Measurer {
 
 /// Logits and neuron activations of one checkpoint on all pairs.
 pub(crate) struct Outputs {
-    /// f64 [p², p], at the final position.
+    /// f64 `[p², p]`, at the final position.
     pub(crate) logits: Tensor,
-    /// [p², d_mlp], of the last layer after the non-linearity.
+    /// `[p², d_mlp]`, of the last layer after the non-linearity.
     pub(crate) neurons: Tensor,
 }
 
@@ -51,7 +51,7 @@ pub(crate) struct Measures {
     pub(crate) neurons: Neurons,
     /// Frequencies that restricted and excluded loss used, ascending.
     pub(crate) key_frequencies: Vec<i64>,
-    /// f64 [p/2, 2, p], for further losses.
+    /// f64 `[p/2, 2, p]`, for further losses.
     pub(crate) coefficients: Tensor,
 }
 
@@ -204,7 +204,7 @@ impl Measurer {
         mean(&nll(&logits.index_select(0, rows), &self.pairs.labels.index_select(0, rows)), None)
     }
 
-    /// W_L = W_out W_U of the last layer, transposed: f64 [p, d_mlp].
+    /// W_L = W_out W_U of the last layer, transposed: f64 `[p, d_mlp]`.
     fn neuron_logit_map(&self, weights: &Weights) -> Result<Tensor> {
         let last = weights
             .names()

@@ -48,11 +48,11 @@ pub trait Recipe: Send + Sync + 'static {
 /// What the training loop minimises and reports. `model` is a population with a leading model axis if
 /// the group has more than one seed, and a plain model otherwise.
 pub trait Objective {
-    /// Loss of every model of the group, [n_models] (or a scalar for a plain model), in nats. The
+    /// Loss of every model of the group, `[n_models]` (or a scalar for a plain model), in nats. The
     /// batch is a function of `step`.
     fn loss(&self, model: &Transformer, step: u64) -> Tensor;
 
-    /// Named metrics of every model, f64 [n_models] each; called without gradients. `train_loss` is
+    /// Named metrics of every model, f64 `[n_models]` each; called without gradients. `train_loss` is
     /// one of them. `weight_norm` and `lr` are added by the training loop.
     fn evaluate(&self, model: &Transformer) -> Vec<(&'static str, Tensor)>;
 }

@@ -13,13 +13,13 @@ use crate::random;
 pub struct Pairs {
     /// Modulus.
     pub p: i64,
-    /// i64 [p², 3]: `a b =`.
+    /// i64 `[p², 3]`: `a b =`.
     pub tokens: Tensor,
-    /// i64 [p²]: `(a + b) mod p`.
+    /// i64 `[p²]`: `(a + b) mod p`.
     pub labels: Tensor,
-    /// i64 [n_train]: rows trained on, ascending.
+    /// i64 `[n_train]`: rows trained on, ascending.
     pub train: Tensor,
-    /// i64 [n_test]: the other rows, ascending.
+    /// i64 `[n_test]`: the other rows, ascending.
     pub test: Tensor,
 }
 

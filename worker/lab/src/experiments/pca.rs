@@ -170,7 +170,7 @@ fn probe_of(checkpoint: &Checkpoint, device: Device) -> Result<TokenSet> {
     recipe.probe(params, device)
 }
 
-/// Angle in [0, π] between the moves into and out of the middle point; NaN if there is no move.
+/// Angle in `[0, π]` between the moves into and out of the middle point; NaN if there is no move.
 fn turn_angle(window: &[Vec<f64>]) -> f64 {
     let [before, here, after] = window else { return f64::NAN };
     let into: Vec<f64> = here.iter().zip(before).map(|(a, b)| a - b).collect();

@@ -92,7 +92,7 @@ fn effective_ranks(weights: &Weights, n_heads: i64, cx: &mut Context<'_>) -> Res
     cx.metric("effective_rank_head", Value::array(shape, heads, vec![Some(names), None]))
 }
 
-/// `exp H(σ / Σσ)` of a matrix, of each matrix of a stack [n, rows, columns], or of a vector as a
+/// `exp H(σ / Σσ)` of a matrix, of each matrix of a stack `[n, rows, columns]`, or of a vector as a
 /// one-row matrix.
 fn effective_rank(tensor: &Tensor) -> Vec<f64> {
     let matrices = match tensor.dim() {
@@ -113,7 +113,7 @@ fn effective_rank(tensor: &Tensor) -> Vec<f64> {
     to_vec(&entropy.exp().masked_fill(&is_zero, 0.0))
 }
 
-/// Singular values of a stack of matrices, f64 [n, min(rows, columns)].
+/// Singular values of a stack of matrices, f64 `[n, min(rows, columns)]`.
 fn singular_values(matrices: &Tensor) -> Tensor {
     let (rows, columns) = (matrices.size()[1], matrices.size()[2]);
     let (long, short) = (rows.max(columns), rows.min(columns));

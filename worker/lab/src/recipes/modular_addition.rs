@@ -186,23 +186,23 @@ pub(crate) fn probe(tokens: Tensor) -> TokenSet {
 
 /// Full-batch loss in float64 on each model's own training pairs.
 struct FullBatch {
-    /// i64 [(n_models,) n_train, 3]
+    /// i64 `[(n_models,) n_train, 3]`
     train_tokens: Tensor,
-    /// i64 [(n_models,) n_train]
+    /// i64 `[(n_models,) n_train]`
     train_labels: Tensor,
-    /// i64 [p², 3], shared by all models
+    /// i64 `[p², 3]`, shared by all models
     tokens: Tensor,
-    /// i64 [p²]
+    /// i64 `[p²]`
     labels: Tensor,
-    /// i64 [n_models, n_train]
+    /// i64 `[n_models, n_train]`
     train: Tensor,
-    /// i64 [n_models, n_test]
+    /// i64 `[n_models, n_test]`
     test: Tensor,
 }
 
 const RUN: Run = Run { last_position_only: true, skip_unembed: false, stop_after_layer: None };
 
-/// Negative log-probability of the labels in nats. `logits`: [.., p], `labels`: [..] → f64 [..].
+/// Negative log-probability of the labels in nats. `logits`: `[.., p]`, `labels`: `[..]` → f64 `[..]`.
 pub(crate) fn nll(logits: &Tensor, labels: &Tensor) -> Tensor {
     let log_probs = logits.log_softmax(-1, Kind::Double);
     -log_probs.gather(-1, &labels.unsqueeze(-1), false).squeeze_dim(-1)
