@@ -40,7 +40,6 @@ fn check(name: &str, model: &Transformer, tokens: &Tensor, run: &Run) {
 
 #[test]
 fn gradients_match_finite_differences() {
-    tch::set_num_threads(1);
     for (name, config) in architectures() {
         let tokens = tokens(&config, 2, 4);
         for run in [Run::FULL, Run::LAST_POSITION] {

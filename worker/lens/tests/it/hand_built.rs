@@ -135,7 +135,6 @@ fn rotary_scores_depend_on_the_distance_only() {
 
 #[test]
 fn removing_all_heads_leaves_the_mlp_only_model() {
-    tch::set_num_threads(1);
     for (name, config) in architectures() {
         if config.n_layers == 0 {
             continue;

@@ -8,7 +8,6 @@ use crate::models::{architectures, assert_close, distance, random_model, tokens}
 /// downstream of the patch is the other run's.
 #[test]
 fn patches_restore_and_replace() {
-    tch::set_num_threads(1);
     for (name, config) in architectures() {
         let model = random_model(&config, 1);
         let clean = tokens(&config, 2, 5);
@@ -36,7 +35,6 @@ fn patches_restore_and_replace() {
 
 #[test]
 fn every_hook_edits_the_pass() {
-    tch::set_num_threads(1);
     for (name, config) in architectures() {
         let model = random_model(&config, 2);
         let tokens = tokens(&config, 2, 5);
@@ -112,7 +110,6 @@ impl Hooks for Spy {
 
 #[test]
 fn hooks_are_visited_once_each_in_order_and_compose() {
-    tch::set_num_threads(1);
     for (name, config) in architectures() {
         let model = random_model(&config, 4);
         let tokens = tokens(&config, 2, 5);

@@ -79,6 +79,8 @@ pub(crate) fn architectures() -> Vec<(&'static str, Config)> {
 
 /// Draws every parameter at random, biases and norm weights too, so that nothing is accidentally neutral.
 pub(crate) fn random_weights(config: &Config, seed: u64) -> Weights {
+    // Tests run side by side, and on tensors this small a second thread only waits for the first.
+    tch::set_num_threads(1);
     let parameters = config.parameters().into_iter();
     parameters
         .map(|p| {

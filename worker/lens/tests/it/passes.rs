@@ -12,7 +12,6 @@ const EXACT: f64 = 1e-10;
 
 #[test]
 fn last_position_equals_the_full_pass_at_its_last_position() {
-    tch::set_num_threads(1);
     for (name, config) in architectures() {
         let model = random_model(&config, 1);
         for pos in [1, 2, config.n_ctx] {
@@ -31,7 +30,6 @@ fn last_position_equals_the_full_pass_at_its_last_position() {
 
 #[test]
 fn parts_of_a_pass_are_those_of_the_whole() {
-    tch::set_num_threads(1);
     for (name, config) in architectures() {
         let model = random_model(&config, 2);
         let tokens = tokens(&config, 2, 5);
@@ -76,7 +74,6 @@ fn causality_holds_and_sequences_of_a_batch_are_independent() {
 
 #[test]
 fn each_model_of_a_population_equals_itself_alone() {
-    tch::set_num_threads(1);
     for (name, config) in architectures() {
         let members: Vec<Weights> = (0..3).map(|seed| random_weights(&config, seed)).collect();
         let stacked = Weights::stack(&members.iter().collect::<Vec<_>>()).unwrap();
@@ -115,7 +112,6 @@ fn each_model_of_a_population_equals_itself_alone() {
 /// With every token several times in the batch, the first block works on the vocabulary instead.
 #[test]
 fn repeated_tokens_change_nothing() {
-    tch::set_num_threads(1);
     let stepped = || FnHook::matching(|hook| hook.layer().is_none_or(|l| l == 0), |_, x| x);
     for (name, config) in architectures() {
         let members = [random_weights(&config, 1), random_weights(&config, 2)];
@@ -124,6 +120,14 @@ fn repeated_tokens_change_nothing() {
         let single = random_model(&config, 3);
         let shared = tokens(&config, 2 * config.d_vocab + 3, 5);
         let own = Tensor::stack(&[&shared, &(10 - &shared)], 0);
+        let mut all = Cache::all();
+        let _logits = single.forward(&shared, &Run::FULL, &mut all);
+        for hook in config.hooks() {
+            // A hook sees the batch, never the vocabulary.
+            let mut cache = Cache::of(&[hook]);
+            let _logits = single.forward(&shared, &Run::FULL, &mut cache);
+            assert_close(&format!("{name}: {hook}"), &cache[hook], &all[hook], EXACT);
+        }
         for run in [Run::FULL, Run::LAST_POSITION] {
             for (model, tokens) in [(&single, &shared), (&population, &shared), (&population, &own)]
             {
@@ -236,9 +240,22 @@ fn tokens_outside_the_vocabulary_are_refused() {
     let population = Transformer::population(config.clone(), stacked).unwrap();
     let single = random_model(&config, 0);
     for token in [-1, 5] {
-        let tokens = Tensor::from_slice(&[0, token]).view([1, 2]);
-        for model in [&population, &single] {
-            let pass = || model.forward(&tokens, &Run::FULL, &mut ());
+        let shared = Tensor::from_slice(&[0, token]).view([1, 2]);
+        let valid = Tensor::from_slice(&[0_i64, 1]).view([1, 2]);
+        let of_the_first = Tensor::stack(&[&shared, &valid], 0);
+        let of_the_second = Tensor::stack(&[&valid, &shared], 0);
+        for (model, tokens) in [
+            (&single, &shared),
+            (&population, &shared),
+            (&population, &of_the_first),
+            (&population, &of_the_second),
+            // Often enough for the look-up in the vocabulary.
+            (&single, &shared.repeat([12, 1])),
+            (&population, &shared.repeat([12, 1])),
+            (&population, &of_the_first.repeat([1, 12, 1])),
+            (&population, &of_the_second.repeat([1, 12, 1])),
+        ] {
+            let pass = || model.forward(tokens, &Run::FULL, &mut ());
             assert!(
                 std::panic::catch_unwind(std::panic::AssertUnwindSafe(pass)).is_err(),
                 "{token}"
