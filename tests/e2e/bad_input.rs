@@ -23,8 +23,8 @@ async fn every_mistake_has_line_and_column_and_nothing_is_submitted() {
     let cluster = Cluster::start(&[]).await.unwrap();
     let cases: &[(&str, &str, &[&str])] = &[
         ("experiments:", "experimets:", &["7:1", "experimets", "did you mean `experiments`?"]),
-        ("p: 13", "p: thirteen", &["5:19", "whole number"]),
-        ("p: 13", "p: []", &["5:19", "empty"]),
+        ("p: 13", "p: thirteen", &["5:20", "whole number"]),
+        ("p: 13", "p: []", &["5:20", "empty"]),
         (
             "recipe: modular-addition",
             "recipe: modular-adition",
@@ -35,14 +35,14 @@ async fn every_mistake_has_line_and_column_and_nothing_is_submitted() {
             "- groking-progress",
             &["8:5", "did you mean `grokking-progress`?"],
         ),
-        ("d_mlp: 32", "d_mpl: 32", &["5:50", "did you mean `d_mlp`?"]),
+        ("d_mlp: 32", "d_mpl: 32", &["5:49", "did you mean `d_mlp`?"]),
         (
             "grokking-progress.test_loss",
             "grokking-progress.tst_loss",
             &["10:33", "did you mean `grokking-progress.test_loss`?"],
         ),
         ("models:", "models: [", &["typo.yaml:", "models"]),
-        ("every: 20", "every: 0", &["6:29", "above 0"]),
+        ("every: 20", "every: 0", &["6:27", "above 0"]),
     ];
     for (good, bad, expected) in cases {
         let text = GOOD.replacen(good, bad, 1);

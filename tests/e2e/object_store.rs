@@ -60,9 +60,8 @@ async fn serve(root: &std::path::Path, faults: Arc<Faults>) -> String {
             let (stream, _) = server.accept().await.unwrap();
             let service = service.clone();
             tokio::spawn(async move {
-                let http = hyper_util::server::conn::auto::Builder::new(
-                    hyper_util::rt::TokioExecutor::new(),
-                );
+                let executor = hyper_util::rt::TokioExecutor::new();
+                let http = hyper_util::server::conn::auto::Builder::new(executor);
                 let _ = http.serve_connection(TokioIo::new(stream), service).await;
             });
         }
@@ -130,17 +129,23 @@ async fn refusing_cutting_and_slow_it_only_takes_longer() {
     ];
     let cluster = Cluster::start(&["--artifacts", "s3://lab/runs"]).await.unwrap();
     let _worker = cluster.worker_with("worker", &[], &environment).unwrap();
-    let sweep = cluster.submit(&small_sweep("bucket", 2000, 100, 1)).await.unwrap();
+    let sweep = cluster.submit(&small_sweep("bucket", 8000, 100, 1)).await.unwrap();
     let done = |count: u64| {
         move |status: &sweep_proto::pb::SweepStatus| {
             status.analyse.as_ref().is_some_and(|analyse| analyse.done >= count)
         }
     };
     cluster.until(&sweep, done(2)).await.unwrap();
-    for (mode, pause) in [(REFUSE, 1500), (CUT, 1500), (SLOW, 1000)] {
+    for mode in [REFUSE, CUT, SLOW] {
         faults.set(mode);
         let before = faults.harmed.load(Ordering::SeqCst);
-        tokio::time::sleep(Duration::from_millis(pause)).await;
+        // The worker pauses between its tries, so harm may take a moment.
+        for _ in 0..300 {
+            if faults.harmed.load(Ordering::SeqCst) > before + 1 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
         assert!(faults.harmed.load(Ordering::SeqCst) > before, "mode {mode} did no harm");
         // Whatever is called done now is really there, although the store is failing.
         stored(&cluster, &sweep, bucket.path()).await;
@@ -153,8 +158,8 @@ async fn refusing_cutting_and_slow_it_only_takes_longer() {
     let mut get = std::process::Command::new(sweep_tests::binary("sweep"));
     get.current_dir(cluster.folder.path()).envs(environment);
     get.env("SWEEP_COORDINATOR", &cluster.url);
-    let arguments = ["artifacts", "get", &sweep, "*step100*", "--to", "files"];
-    let got = tokio::task::spawn_blocking(move || get.args(arguments).output()).await;
+    get.args(["artifacts", "get", &sweep, "*step100*", "--to", "files"]);
+    let got = tokio::task::spawn_blocking(move || get.output()).await;
     let got = got.unwrap().unwrap();
     assert!(got.status.success(), "{}", String::from_utf8_lossy(&got.stderr));
     let model = cluster.folder.path().join("files/modular-addition-seed0/step100");

@@ -43,6 +43,8 @@ const LIBTORCH: &str = "2.11.0";
 /// When the device, cache, coordinator or artifact store cannot be used at all.
 pub async fn run(config: RunConfig, settings: BTreeMap<String, String>) -> anyhow::Result<()> {
     let device = sweep_lens::device::parse(&config.device)?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from) as u32;
+    let (slots, threads) = config.lanes(cores, device != sweep_lens::Device::Cpu);
     let instance = instance_id()?;
     let name = match &config.name {
         Some(name) => name.clone(),
@@ -65,7 +67,7 @@ pub async fn run(config: RunConfig, settings: BTreeMap<String, String>) -> anyho
         name,
         catalog: Some(catalog(device)),
         device: config.device.clone(),
-        slots: config.slots,
+        slots,
         memory_bytes: 0,
         code_version: code_version.clone(),
         libtorch_version: LIBTORCH.to_owned(),
@@ -77,8 +79,6 @@ pub async fn run(config: RunConfig, settings: BTreeMap<String, String>) -> anyho
     heartbeat::spawn(Arc::clone(&session)).context("start the heartbeat thread")?;
 
     let outlet = Outlet { session: Arc::clone(&session), store, runtime: Handle::current() };
-    let cores = std::thread::available_parallelism().map_or(1, usize::from) as u32;
-    let threads = config.threads.unwrap_or((cores / config.slots).max(1));
     let provenance: Provenance = [
         ("device".to_owned(), config.device.clone()),
         ("libtorch".to_owned(), LIBTORCH.to_owned()),
@@ -88,8 +88,8 @@ pub async fn run(config: RunConfig, settings: BTreeMap<String, String>) -> anyho
     .into();
     let mut tasks = JoinSet::new();
     // One slot of several stays free for analyses: checkpoints are looked at while they come.
-    let training = Arc::new(Semaphore::new(config.slots.saturating_sub(1).max(1) as usize));
-    for index in 0..config.slots {
+    let training = Arc::new(Semaphore::new(slots.saturating_sub(1).max(1) as usize));
+    for index in 0..slots {
         let lane = Lane::spawn(index, outlet.clone(), device, threads as i32, provenance.clone())
             .context("start a lane")?;
         let slot = Slot { session: Arc::clone(&session), training: Arc::clone(&training) };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sweep_lab::{AnalyseJob, Subject};
+use sweep_lab::{AnalyseJob, Inputs, Subject};
 use sweep_lens::{Device, Transformer, checkpoint::Checkpoint};
 use sweep_proto::{
     id::{FailureClass, failure},
@@ -45,16 +45,32 @@ pub fn run(
             return;
         }
     };
+    // A reference that cannot be read fails only the experiments that compare with it.
+    let (wants_init, wants_previous) =
+        (jobs.iter().any(|j| j.init), jobs.iter().any(|j| j.previous));
+    let init = reference(outlet, work.init.as_ref().filter(|_| wants_init), device);
+    let previous = reference(outlet, work.previous.as_ref().filter(|_| wants_previous), device);
     let mut provenance = provenance.clone();
     let checkpoint = work.checkpoint.clone().unwrap_or_default();
     provenance.insert("weights_hash".to_owned(), checkpoint.weights_hash);
+    let (first, before) = (init.as_ref().ok(), previous.as_ref().ok());
     let subject = Subject {
         checkpoint: &loaded.checkpoint,
         model: &loaded.model,
-        init: loaded.init.as_ref().map(|init| &init.weights),
-        previous: loaded.previous.as_ref().map(|previous| (previous.step, &previous.weights)),
+        init: first.and_then(|init| init.as_ref()).map(|init| &init.weights),
+        previous: before
+            .and_then(|previous| previous.as_ref())
+            .map(|previous| (previous.step, &previous.weights)),
         device,
     };
+    jobs.retain(|job| {
+        let problem = init.as_ref().err().filter(|_| job.init);
+        let problem = problem.or_else(|| previous.as_ref().err().filter(|_| job.previous));
+        if let Some(failure) = problem {
+            job.task.end(Body::Failed(failure.clone()));
+        }
+        problem.is_none()
+    });
     let mut started: Vec<(Job, TaskSink)> = Vec::new();
     for job in jobs {
         match TaskSink::start(job.task.clone(), job.experiment.card()) {
@@ -76,6 +92,9 @@ struct Job {
     task: Task,
     experiment: &'static dyn sweep_lab::AnyExperiment,
     params: serde_json::Value,
+    /// Whether it compares with the first checkpoint, and with the one before.
+    init: bool,
+    previous: bool,
 }
 
 impl Job {
@@ -86,16 +105,18 @@ impl Job {
         })?;
         let params = serde_json::from_str(&wanted.params)
             .map_err(|error| permanent(format!("malformed parameters: {error}")))?;
-        Ok(Self { task: task.clone(), experiment, params })
+        let (init, previous) = match experiment.inputs(&params).map_err(|error| of_lab(&error))? {
+            Inputs::Checkpoint { init, previous } => (init, previous),
+            Inputs::Checkpoints | Inputs::Series(_) => (false, false),
+        };
+        Ok(Self { task: task.clone(), experiment, params, init, previous })
     }
 }
 
-/// The checkpoint of the bundle and those that it is compared with.
+/// The checkpoint of the bundle, as a model.
 struct Loaded {
     checkpoint: Checkpoint,
     model: Transformer,
-    init: Option<Checkpoint>,
-    previous: Option<Checkpoint>,
 }
 
 impl Loaded {
@@ -103,15 +124,19 @@ impl Loaded {
         let missing = || failure(FailureClass::Permanent, "analysis without a checkpoint");
         let wanted = work.checkpoint.as_ref().ok_or_else(missing)?;
         let checkpoint = load(outlet, wanted, device)?;
-        let other = |wanted: &Option<pb::Checkpoint>| {
-            wanted.as_ref().map(|wanted| load(outlet, wanted, device)).transpose()
-        };
-        let (init, previous) = (other(&work.init)?, other(&work.previous)?);
         let weights = checkpoint.weights.shallow_clone();
         let model = Transformer::new(checkpoint.config.clone(), weights);
         let model = model.map_err(|error| of_lab(&error.into()))?;
-        Ok(Self { checkpoint, model, init, previous })
+        Ok(Self { checkpoint, model })
     }
+}
+
+fn reference(
+    outlet: &Outlet,
+    wanted: Option<&pb::Checkpoint>,
+    device: Device,
+) -> Result<Option<Checkpoint>, pb::Failure> {
+    wanted.map(|wanted| load(outlet, wanted, device)).transpose()
 }
 
 /// A checkpoint from the cache, or else from the object store, on `device`.

@@ -41,10 +41,10 @@ pub struct RunConfig {
     #[arg(long, env = "SWEEP_DEVICE", default_value = "cpu")]
     pub device: String,
     /// Leases that run side by side. With more than one, one is kept free of training, so that
-    /// checkpoints are analysed while training goes on.
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub slots: u32,
-    /// CPU threads of libtorch per slot [default: cores divided by slots].
+    /// checkpoints are analysed while training goes on [default: cores + 1 on a CPU, 2 on a GPU].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub slots: Option<u32>,
+    /// CPU threads of libtorch per slot [default: cores divided by the slots that may train].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub threads: Option<u32>,
     /// Artifact root, when it is not the one that the coordinator names (file:// or s3://).
@@ -65,6 +65,19 @@ pub struct RunConfig {
     /// Log format on stderr.
     #[arg(long, value_enum, default_value = "text")]
     pub log_format: LogFormat,
+}
+
+/// Beyond this many lanes a small model gains nothing from another.
+const SLOTS_MAX: u32 = 17;
+
+impl RunConfig {
+    /// Slots and threads per slot on a machine with `cores` cores.
+    pub fn lanes(&self, cores: u32, on_gpu: bool) -> (u32, u32) {
+        let usual = if on_gpu { 2 } else { (cores + 1).min(SLOTS_MAX) };
+        let slots = self.slots.unwrap_or(usual);
+        let training = slots.saturating_sub(1).max(1);
+        (slots, self.threads.unwrap_or((cores / training).max(1)))
+    }
 }
 
 /// How log lines look.
