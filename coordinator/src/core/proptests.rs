@@ -188,8 +188,13 @@ impl Checker {
                     self.world.step(Event::Undelivered { attempt });
                 }
             }
-            Op::Join(_) | Op::Return(_) | Op::Pass(_) | Op::Cancel => {}
-            Op::Retry | Op::Submit | Op::Restart => {}
+            Op::Join(_)
+            | Op::Return(_)
+            | Op::Pass(_)
+            | Op::Cancel
+            | Op::Retry
+            | Op::Submit
+            | Op::Restart => {}
         }
     }
 
@@ -366,7 +371,9 @@ proptest! {
     fn every_sweep_comes_to_an_end(ops in proptest::collection::vec(op(), 1..60)) {
         let world = World::new(&document());
         let mut checker = Checker { world, done: BTreeMap::new(), highest: Attempt(0) };
-        ops.iter().for_each(|op| checker.apply(op));
+        for op in &ops {
+            checker.apply(op);
+        }
         let mut world = checker.world;
         if world.core.sweep(1).unwrap().stop.is_some() {
             world.run("retry");
