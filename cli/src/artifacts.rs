@@ -30,19 +30,18 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Pattern {
     text: Vec<char>,
-    whole_path: bool,
 }
 
 impl Pattern {
-    /// A pattern with a `/` looks at `model/checkpoint/experiment/name`, one without at the name.
+    /// A pattern fits a file's name, or its whole place `model/checkpoint/experiment/name`.
     pub fn new(text: &str) -> Self {
-        Self { text: text.chars().collect(), whole_path: text.contains('/') }
+        Self { text: text.chars().collect() }
     }
 
     /// Whether an artifact is meant.
     pub fn matches(&self, artifact: &pb::ArtifactInfo) -> bool {
-        let text = if self.whole_path { place(artifact) } else { name_of(artifact).to_owned() };
-        matches(&self.text, &text.chars().collect::<Vec<_>>())
+        let fits = |text: &str| matches(&self.text, &text.chars().collect::<Vec<_>>());
+        fits(name_of(artifact)) || fits(&place(artifact))
     }
 }
 
@@ -272,6 +271,8 @@ mod tests {
         check("m-seed0/*", true);
         check("m-seed0/*/pca/*", true);
         check("*/step200/*", false);
+        check("*step100*", true);
+        check("*step200*", false);
         check("*a*a*a*a*a*a*a*a*a*b", false);
     }
 

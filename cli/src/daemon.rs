@@ -86,6 +86,8 @@ impl Daemon {
         let log = dir.join("logs").join(format!("{name}.log"));
         let file = open_log(&log)?;
         command.stdin(Stdio::piped()).stderr(Stdio::from(file)).process_group(0);
+        // Logs are read as text.
+        command.env("NO_COLOR", "1");
         let shown = command.as_std().get_program().to_string_lossy().into_owned();
         let mut child = command.spawn().map_err(|error| {
             let message = format!("cannot start `{shown}`: {error}");

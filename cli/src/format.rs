@@ -9,6 +9,10 @@ pub fn value(value: f64, unit: &str) -> String {
         "steps" if value.is_nan() => "not reached".to_owned(),
         "steps" | "count" if value.fract() == 0.0 && value.abs() < 1e15 => format!("{value:.0}"),
         "steps" | "count" if value.abs() >= 100.0 && value.abs() < 1e15 => format!("{value:.1}"),
+        "" | "dimensionless" if value.is_finite() => {
+            let text = significant(value, 4);
+            if text.contains('e') { text } else { trim_zeros(&text).to_owned() }
+        }
         _ => significant(value, 4),
     }
 }
@@ -146,6 +150,9 @@ mod tests {
         check(f64::NAN, "nats", "NaN");
         check(f64::NEG_INFINITY, "nats", "-inf");
         check(7.0, "count", "7");
+        check(1.0, "dimensionless", "1");
+        check(0.003, "dimensionless", "0.003");
+        check(1.0, "probability", "1.000");
         check(-0.5, "ratio", "-0.5000");
     }
 
@@ -157,8 +164,8 @@ mod tests {
         assert_eq!(short_time(951_782_400_000), "2000-02-29 00:00:00");
         assert_eq!(duration(Duration::from_millis(2340)), "2.3s");
         assert_eq!(duration(Duration::from_secs(200)), "3m 20s");
-        assert_eq!(duration(Duration::from_secs(3720)), "1h 02m");
-        assert_eq!(duration(Duration::from_secs(90_000)), "1d 01h");
+        assert_eq!(duration(Duration::from_mins(62)), "1h 02m");
+        assert_eq!(duration(Duration::from_hours(25)), "1d 01h");
         assert_eq!(bytes(840), "840 B");
         assert_eq!(bytes(1_468_006), "1.4 MiB");
         assert_eq!(count(1234), "1234");

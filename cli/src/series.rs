@@ -290,8 +290,12 @@ impl Curve {
         short_name(&self.series.metric)
     }
 
-    /// The experiment and, where they are not empty, its parameters: `pca (of=weights)`.
+    /// The experiment and, where they are not empty, its parameters: `pca (of=weights)`. A training's
+    /// parameters are not named: those that vary are part of the model's label.
     pub fn owner(&self) -> String {
+        if origin(&self.series) == Origin::Train {
+            return self.series.experiment.clone();
+        }
         match params_text(&self.series.params) {
             params if params.is_empty() => self.series.experiment.clone(),
             params => format!("{} ({params})", self.series.experiment),

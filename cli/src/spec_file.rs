@@ -96,9 +96,20 @@ impl SweepFile {
             return Err(file.fail(span, "lists are nested too deeply".to_owned(), None));
         }
         let documents = MarkedYaml::load_from_str(text).map_err(|error| {
-            let span = point(error.marker());
+            let mut span = point(error.marker());
             let message = format!("invalid YAML: {}", error.info());
-            file.fail(span, message, yaml_hint(error.info(), &file.lines, span.line))
+            let mut hint = yaml_hint(error.info());
+            if let Some(line) = file.tab_near(span.line) {
+                span = Span { line, column: 0, length: 1 };
+                hint = Some("indent with spaces, YAML does not allow tabs".to_owned());
+            }
+            let mut problem = file.problem_at(span, message, hint);
+            // The scanner notices a slip one line too late as a rule.
+            if let Some(before) = problem.line.checked_sub(2).and_then(|n| file.lines.get(n)) {
+                let before = excerpt_line(before, problem.line - 1, 0);
+                problem.excerpt = format!("{before}\n{}", problem.excerpt);
+            }
+            CommandError::sweep_file(vec![problem])
         })?;
         let [root] = documents.as_slice() else {
             let message = match documents.len() {
@@ -168,6 +179,15 @@ impl SweepFile {
         self.problem_at(span, problem.message.clone(), problem.hint.clone())
     }
 
+    /// The number of a line indented by a tab: this one, or the one before.
+    fn tab_near(&self, line: usize) -> Option<usize> {
+        let starts = |n: &usize| {
+            let text = n.checked_sub(1).and_then(|index| self.lines.get(index));
+            text.is_some_and(|text| text.starts_with('\t'))
+        };
+        [line, line.saturating_sub(1)].into_iter().find(starts)
+    }
+
     fn fail(&self, span: Span, message: String, hint: Option<String>) -> CommandError {
         CommandError::sweep_file(vec![self.problem_at(span, message, hint)])
     }
@@ -198,30 +218,31 @@ fn point(marker: &Marker) -> Span {
 }
 
 /// What is usually behind a scanner's message.
-fn yaml_hint(info: &str, lines: &[String], line: usize) -> Option<String> {
-    let near = |n: usize| n.checked_sub(1).and_then(|n| lines.get(n));
-    if [line, line.saturating_sub(1)].iter().any(|n| near(*n).is_some_and(|l| l.starts_with('\t')))
-    {
-        return Some("indent with spaces, YAML does not allow tabs".to_owned());
-    }
+fn yaml_hint(info: &str) -> Option<String> {
     if info.contains("duplicated key") {
         return Some("each key may stand once in a mapping".to_owned());
     }
-    if info.contains("flow") || info.contains("',' or") {
+    let unclosed = ["flow", "',' or", "only valid inside a block"];
+    if unclosed.iter().any(|words| info.contains(words)) {
         return Some("is a closing `]` or `}` missing?".to_owned());
     }
     None
 }
 
 fn excerpt(source: &str, line: usize, column: usize, length: usize) -> String {
-    let chars: Vec<char> = source.chars().map(|c| if c == '\t' { ' ' } else { c }).collect();
     let from = if column + 20 < EXCERPT_MAX_CHARS { 0 } else { column.saturating_sub(40) };
-    let shown: String = chars.iter().skip(from).take(EXCERPT_MAX_CHARS).collect();
-    let shown_chars = chars.len().saturating_sub(from).min(EXCERPT_MAX_CHARS);
-    let room = shown_chars.saturating_sub(column - from).max(1);
+    let shown = source.chars().count().saturating_sub(from).min(EXCERPT_MAX_CHARS);
+    let room = shown.saturating_sub(column - from).max(1);
     let marker = "^".repeat(length.clamp(1, room));
     let indent = " ".repeat(column - from);
-    format!("{line:>5} | {}\n      | {indent}{marker}", shown.trim_end())
+    format!("{}\n      | {indent}{marker}", excerpt_line(source, line, from))
+}
+
+fn excerpt_line(source: &str, line: usize, from: usize) -> String {
+    // A tab is one column for the marker below.
+    let chars = source.chars().map(|c| if c == '\t' { ' ' } else { c });
+    let shown: String = chars.skip(from).take(EXCERPT_MAX_CHARS).collect();
+    format!("{line:>5} | {}", shown.trim_end())
 }
 
 /// Turns YAML nodes into JSON and notes where they stand.

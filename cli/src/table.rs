@@ -2,7 +2,8 @@
 //! at most. Off a terminal a table is never wrapped, so that `grep` and `awk` see whole rows.
 
 use comfy_table::{
-    Attribute, Cell, CellAlignment, Color, ContentArrangement, LineStyle, Table, TableStyle,
+    Attribute, Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, LineStyle, Table,
+    TableStyle, Width,
 };
 
 /// How a column is set.
@@ -43,9 +44,13 @@ pub fn state(word: &str) -> Cell {
     }
 }
 
-/// A heading between rows.
-pub fn heading(text: &str) -> Cell {
-    Cell::new(text).add_attribute(Attribute::Bold).fg(Color::Cyan)
+/// Makes columns at least this wide, so that tables below each other line up. Only where there is
+/// room: a narrow terminal wraps cells instead.
+pub fn set_widths(table: &mut Table, characters: &[usize]) {
+    for (column, width) in table.column_iter_mut().zip(characters) {
+        let padded = u16::try_from(*width).unwrap_or(u16::MAX).saturating_add(2);
+        column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(padded)));
+    }
 }
 
 /// Adapts a table to where it is written to.

@@ -63,7 +63,7 @@ fn line(svg: &mut Svg, panel: &Panel, area: Area, line: &Line) {
         let run: Vec<(f64, f64)> = run.iter().flatten().copied().collect();
         match run.as_slice() {
             [] => {}
-            [alone] => svg.circle(*alone, 2.4, &line.color),
+            [alone] => svg.circle(*alone, 3.0, &line.color),
             [_, _, ..] => {
                 let shown = extremes(&run, area.width);
                 svg.polyline(&shown, &line.color, dashes(line.dash), 1.8);
@@ -161,7 +161,9 @@ fn cells(svg: &mut Svg, panel: &Panel, area: Area, cells: &Cells, bar: Option<&C
             let edges = (cells.x_edges[from], cells.x_edges[to]);
             let Some((x0, x1)) = span(&panel.x.scale, edges) else { continue };
             let ((left, bottom), (right, top)) = (area.at(x0, y0), area.at(x1, y1));
-            svg.rect(left, top, right - left, bottom - top, color);
+            // A little overlap: where edges fall between pixels, the ground would shine through.
+            let overlap = 0.3;
+            svg.rect(left, top - overlap, right - left + overlap, bottom - top + overlap, color);
         }
     }
     svg.close_group();

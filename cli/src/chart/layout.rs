@@ -13,6 +13,7 @@ use super::{
 const TITLE: f64 = 15.0;
 const PANEL_TITLE: f64 = 12.5;
 const LABEL: f64 = 12.5;
+const LABEL_MIN: f64 = 8.0;
 const TICK: f64 = 11.5;
 const LEGEND: f64 = 12.0;
 
@@ -245,8 +246,15 @@ fn draw_panel(svg: &mut Svg, figure: &Figure, grid: &Grid, index: usize, panel: 
     if !panel.y.label.is_empty() {
         let x = left - widest(&y_ticks) - MARK - 4.0 - GAP;
         let at = (x, top + area.height / 2.0);
-        svg.text_turned(at, &panel.y.label, style(LABEL, false, Anchor::Middle), true);
+        let size = fitting(&panel.y.label, area.height + PANEL_TITLE + GAP);
+        svg.text_turned(at, &panel.y.label, style(size, false, Anchor::Middle), true);
     }
+}
+
+/// The size at which an axis label is no longer than `pixels`, down to what can still be read.
+fn fitting(label: &str, pixels: f64) -> f64 {
+    let width = text_width(label, LABEL, false);
+    if width <= pixels { LABEL } else { (LABEL * pixels / width).max(LABEL_MIN) }
 }
 
 fn bar_ticks(bar: &ColorBar, pixels: f64) -> Vec<Tick> {
@@ -285,7 +293,8 @@ fn draw_color_bar(svg: &mut Svg, bar: &ColorBar, grid: &Grid) {
     }
     let x = left + BAR_WIDTH + MARK + 4.0 + widest(&ticks) + GAP + LABEL * 0.8;
     let at = (x, top + height / 2.0);
-    svg.text_turned(at, &bar.label, style(LABEL, false, Anchor::Middle), true);
+    let size = fitting(&bar.label, height + PANEL_TITLE + GAP);
+    svg.text_turned(at, &bar.label, style(size, false, Anchor::Middle), true);
 }
 
 fn draw_legend(svg: &mut Svg, legend: &[LegendEntry], grid: &Grid) {

@@ -167,13 +167,15 @@ fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
 
 fn linear_ticks(min: f64, max: f64, count: usize) -> Vec<Tick> {
     let span = max - min;
-    let raw = span / count.max(1) as f64;
-    let magnitude = 10f64.powf(raw.log10().floor());
+    // The round step whose number of intervals is nearest to what was asked for.
+    let wanted = count.max(2) as f64 - 0.5;
+    let magnitude = 10f64.powf((span / wanted).log10().floor());
+    let distance = |step: &f64| (span / step / wanted).ln().abs();
     let step = [1.0, 2.0, 5.0, 10.0]
         .into_iter()
         .map(|factor| factor * magnitude)
-        .find(|step| span / step <= count.max(1) as f64 + 1e-9)
-        .unwrap_or(magnitude * 10.0);
+        .min_by(|a, b| distance(a).total_cmp(&distance(b)))
+        .unwrap_or(magnitude);
     let first = (min / step - 1e-9).ceil() as i64;
     let last = (max / step + 1e-9).floor() as i64;
     let largest = min.abs().max(max.abs());

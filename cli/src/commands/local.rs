@@ -125,13 +125,19 @@ async fn finish(cx: &Context, engine: &Engine<'_>, last: &pb::SweepStatus) -> Re
     let curves = SeriesStream::open(connection, sweep, &selection).await?.curves().await?;
     let summary = results::summary(curves);
     for (heading, table) in summary.tables {
-        cx.output.note(&format!("\n{heading}"));
+        cx.output.note(&format!("\n{heading}:"));
         cx.output.note_table(table);
     }
-    let specs = plot::default_specs(cx, connection, last).await?;
-    let curves = plot::curves_of(connection, sweep, &specs, &[]).await?;
     let folder = engine.dir().join("plots").join(sweep);
-    let files = plot::draw_all(cx, connection, sweep, &specs, &curves, Some(&folder))?;
+    let files = match plot::default_figures(cx, connection, last, &folder).await {
+        Ok(files) => files,
+        Err(error) => {
+            // The sweep itself is complete; its end decides the exit code.
+            cx.output.warn("the figures could not be drawn");
+            cx.output.error(&error);
+            Vec::new()
+        }
+    };
     if !files.is_empty() {
         cx.output.note("\nfigures:");
         for path in &files {

@@ -124,8 +124,20 @@ async fn of_catalog(
     Ok((specs, curves))
 }
 
+/// Draws the figures that a sweep comes with into a folder.
+pub(super) async fn default_figures(
+    cx: &Context,
+    connection: &Connection,
+    status: &pb::SweepStatus,
+    folder: &Path,
+) -> Result<Vec<PathBuf>> {
+    let specs = default_specs(cx, connection, status).await?;
+    let curves = curves_of(connection, &status.sweep, &specs, &[]).await?;
+    draw_all(cx, connection, &status.sweep, &specs, &curves, Some(folder))
+}
+
 /// The figures that a sweep comes with.
-pub(super) async fn default_specs(
+async fn default_specs(
     cx: &Context,
     connection: &Connection,
     status: &pb::SweepStatus,
@@ -141,7 +153,7 @@ pub(super) async fn default_specs(
 }
 
 /// The values that figures show.
-pub(super) async fn curves_of(
+async fn curves_of(
     connection: &Connection,
     sweep: &str,
     specs: &[FigureSpec],
@@ -174,7 +186,7 @@ async fn read(
 }
 
 /// Draws figures and writes their files; figures without values are left out.
-pub(super) fn draw_all(
+fn draw_all(
     cx: &Context,
     connection: &Connection,
     sweep: &str,

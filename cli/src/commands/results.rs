@@ -80,10 +80,9 @@ pub(super) async fn run(cx: &Context, args: ResultsArgs) -> Result<Outcome> {
             cx.output.note("no values yet");
         }
         for (heading, table) in summary.tables {
-            if !heading.is_empty() {
-                cx.output.line(&format!("\n{heading}"))?;
-            }
+            cx.output.line(&format!("{heading}:"))?;
             cx.output.table(table)?;
+            cx.output.line("")?;
         }
         for note in summary.notes {
             cx.output.hint(&note);

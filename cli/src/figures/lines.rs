@@ -1,7 +1,7 @@
 //! Values over steps. One panel per unit; colours are metrics, or models where there is one metric;
 //! with several of both, each model (or each metric, where models are many) has its own panel.
 
-use super::{FigureSpec, Names, capitalised, with_unit, words};
+use super::{FigureSpec, Names, capitalised, say_once, with_unit, words};
 use crate::{
     chart::{Axis, Content, Dash, Figure, LegendEntry, Line, Mark, Panel, color, scale::Scale},
     series::{Curve, label},
@@ -16,6 +16,9 @@ const LEGEND_MAX: usize = 24;
 /// One line before it has a colour.
 struct Strand {
     unit: String,
+    /// Name of the metric alone.
+    base: String,
+    /// With cell and parameters: what a colour means.
     metric: String,
     model: String,
     points: Vec<(f64, f64)>,
@@ -35,7 +38,12 @@ enum Arrangement {
 }
 
 pub(super) fn lines(spec: &FigureSpec, curves: &[&Curve], names: &Names) -> Option<Figure> {
-    let strands: Vec<Strand> = curves.iter().flat_map(|curve| strands(curve, names)).collect();
+    let mut strands: Vec<Strand> = curves.iter().flat_map(|curve| strands(curve, names)).collect();
+    shorten(&mut strands);
+    let at_one_step = curves.iter().all(|curve| curve.series.steps.len() == 1);
+    if at_one_step {
+        return dots(spec, &strands);
+    }
     let units = distinct(strands.iter().map(|s| &s.unit));
     let metrics = distinct(strands.iter().map(|s| &s.metric));
     let models = distinct(strands.iter().map(|s| &s.model));
@@ -63,7 +71,11 @@ pub(super) fn lines(spec: &FigureSpec, curves: &[&Curve], names: &Names) -> Opti
         Arrangement::MetricPanels => metrics.iter().map(Some).collect(),
     };
     let panel_count = units.len() * facets.len();
-    let columns = if facets.len() > 1 { facets.len().min(3) } else { panel_count.min(2) };
+    let columns = match facets.len() {
+        1 => panel_count.min(2),
+        2 | 4 => 2,
+        _ => 3,
+    };
     let size = match columns {
         1 => (460.0, 270.0),
         2 => (310.0, 220.0),
@@ -94,13 +106,14 @@ pub(super) fn lines(spec: &FigureSpec, curves: &[&Curve], names: &Names) -> Opti
             };
             panels.push(Panel {
                 title: facet.cloned().unwrap_or_default(),
-                x: Axis { label: "training step".to_owned(), scale: x_scale.clone() },
-                y: Axis { label: y_label(&shown, unit), scale: y_scale.clone() },
+                x: Axis { label: "Training step".to_owned(), scale: x_scale.clone() },
+                y: Axis { label: y_label(&of_unit, unit), scale: y_scale.clone() },
                 content: Content::Lines(shown.iter().map(line).collect()),
                 size,
             });
         }
     }
+    say_once(&mut panels, columns);
     Some(Figure {
         title: spec.title.clone(),
         description: String::new(),
@@ -129,11 +142,72 @@ fn legend(names: &[String]) -> Vec<LegendEntry> {
     entries
 }
 
+/// Where all lines show one metric, its name is on the axis; a legend needs only the rest.
+fn shorten(strands: &mut [Strand]) {
+    if distinct(strands.iter().map(|s| &s.base)).len() > 1 {
+        return;
+    }
+    for strand in strands {
+        let rest = strand.metric[strand.base.len()..].trim_start_matches([',', ' ']);
+        let rest = rest.strip_prefix('(').and_then(|rest| rest.strip_suffix(')')).unwrap_or(rest);
+        if !rest.is_empty() {
+            strand.metric = rest.to_owned();
+        }
+    }
+}
+
+/// Values that exist at one step only (verdicts, boundaries): models side by side.
+fn dots(spec: &FigureSpec, strands: &[Strand]) -> Option<Figure> {
+    let metrics = distinct(strands.iter().map(|s| &s.metric));
+    let models = distinct(strands.iter().map(|s| &s.model));
+    if models.is_empty() {
+        return None;
+    }
+    let place = |model: &String| models.iter().position(|known| known == model).unwrap_or(0) as f64;
+    let gap = (f64::NAN, f64::NAN);
+    let mut panels = Vec::new();
+    for unit in distinct(strands.iter().map(|s| &s.unit)) {
+        let of_unit: Vec<&Strand> = strands.iter().filter(|s| s.unit == unit).collect();
+        let of_metric = |(index, metric): (usize, &String)| Line {
+            points: of_unit
+                .iter()
+                .filter(|s| s.metric == *metric)
+                .flat_map(|s| [(place(&s.model), s.points[0].1), gap])
+                .collect(),
+            color: color::category(index, metrics.len()),
+            dash: Dash::Solid,
+        };
+        panels.push(Panel {
+            title: String::new(),
+            x: Axis {
+                label: String::new(),
+                scale: Scale::Names { names: models.clone(), reversed: false },
+            },
+            y: Axis {
+                label: y_label(&of_unit, &unit),
+                scale: y_scale(&of_unit, &unit, spec.log_y),
+            },
+            content: Content::Lines(metrics.iter().enumerate().map(of_metric).collect()),
+            size: (320.0, 240.0),
+        });
+    }
+    let columns = panels.len().min(2);
+    Some(Figure {
+        title: spec.title.clone(),
+        description: String::new(),
+        panels,
+        columns,
+        legend: legend(&metrics),
+        color_bar: None,
+    })
+}
+
 /// The lines of a curve: one per cell of its axes.
 fn strands(curve: &Curve, names: &Names) -> Vec<Strand> {
     let params = names.params(curve);
     let strand = |cell: usize| {
-        let mut metric = words(curve.short_name());
+        let base = words(curve.short_name());
+        let mut metric = base.clone();
         for (axis, place) in cell_labels(curve, cell) {
             metric = format!("{metric}, {axis} {place}");
         }
@@ -144,6 +218,7 @@ fn strands(curve: &Curve, names: &Names) -> Vec<Strand> {
         let steps = curve.series.steps.iter().map(|step| *step as f64);
         Strand {
             unit: curve.series.unit.clone(),
+            base,
             metric,
             model: names.model(curve),
             points: steps.zip(values).collect(),
@@ -183,7 +258,7 @@ fn y_scale(strands: &[&Strand], unit: &str, log: bool) -> Scale {
 
 /// The metric, or what several metrics have in common, with the unit.
 fn y_label(strands: &[&Strand], unit: &str) -> String {
-    let metrics = distinct(strands.iter().map(|s| &s.metric));
+    let metrics = distinct(strands.iter().map(|s| &s.base));
     let name = match metrics.as_slice() {
         [] => String::new(),
         [one] => one.clone(),

@@ -1,6 +1,6 @@
 //! Heat maps (axis × step, or layer × head at the last step) and paths of principal components.
 
-use super::{FigureSpec, Names, capitalised, with_unit, words};
+use super::{FigureSpec, Names, capitalised, say_once, with_unit, words};
 use crate::{
     chart::{
         Axis, Cells, ColorBar, Content, Figure, LegendEntry, Mark, Panel, Path, color::ColorMap,
@@ -48,6 +48,7 @@ pub(super) fn heat_maps(spec: &FigureSpec, curves: &[&Curve], names: &Names) -> 
         &values().copied().collect::<Vec<f64>>(),
         spec.log_y,
     );
+    say_once(&mut panels, columns);
     let legend = if missing {
         vec![LegendEntry { label: "no value".to_owned(), mark: Mark::Missing }]
     } else {
@@ -106,8 +107,8 @@ fn over_steps(
     );
     Panel {
         title,
-        x: Axis { label: "training step".to_owned(), scale: x_scale },
-        y: Axis { label: words(&axis.name), scale: y_scale },
+        x: Axis { label: "Training step".to_owned(), scale: x_scale },
+        y: Axis { label: capitalised(&words(&axis.name)), scale: y_scale },
         content: Content::Cells(Cells { x_edges, y_edges, values }),
         size,
     }
@@ -132,8 +133,8 @@ fn at_last_step(
         if title.is_empty() { format!("step {step}") } else { format!("{title}, step {step}") };
     Some(Panel {
         title: place,
-        x: Axis { label: words(&across.name), scale: named(across, false) },
-        y: Axis { label: words(&rows.name), scale: named(rows, true) },
+        x: Axis { label: capitalised(&words(&across.name)), scale: named(across, false) },
+        y: Axis { label: capitalised(&words(&rows.name)), scale: named(rows, true) },
         content: Content::Cells(Cells {
             x_edges: edges(across.size),
             y_edges: edges(rows.size),
@@ -208,9 +209,10 @@ pub(super) fn paths(spec: &FigureSpec, curves: &[&Curve], names: &Names) -> Opti
             Some(axis) if axis.name == "component" => {
                 with_unit(&format!("PC {}", number + 1), &curve.series.unit)
             }
-            Some(axis) => {
-                with_unit(&format!("{} {}", axis.name, label(axis, number)), &curve.series.unit)
-            }
+            Some(axis) => with_unit(
+                &format!("{} {}", capitalised(&words(&axis.name)), label(axis, number)),
+                &curve.series.unit,
+            ),
             None => String::new(),
         };
         Panel {
@@ -241,7 +243,7 @@ pub(super) fn paths(spec: &FigureSpec, curves: &[&Curve], names: &Names) -> Opti
             LegendEntry { label: "last checkpoint".to_owned(), mark: Mark::End },
         ],
         color_bar: Some(ColorBar {
-            label: "training step".to_owned(),
+            label: "Training step".to_owned(),
             scale,
             map: ColorMap::Viridis,
         }),

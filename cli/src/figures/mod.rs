@@ -14,7 +14,7 @@ mod maps;
 use sweep_proto::{catalog, pb, spec::SweepSpec};
 
 use crate::{
-    chart::Figure,
+    chart::{Figure, Panel},
     series::{Curve, params_text},
 };
 
@@ -150,9 +150,15 @@ fn title_of(metrics: &[&str]) -> String {
 
 /// Draws a figure; `None` when none of its metrics has values.
 pub fn draw(spec: &FigureSpec, curves: &[Curve], description: &str) -> Option<Figure> {
-    let chosen: Vec<&Curve> = curves
+    // In the order of the figure's own list, which is the order of importance.
+    let of_metric = |name: &'_ String| {
+        let name = name.clone();
+        curves.iter().filter(move |curve| curve.series.metric == name)
+    };
+    let chosen: Vec<&Curve> = spec
+        .metrics
         .iter()
-        .filter(|curve| spec.metrics.contains(&curve.series.metric))
+        .flat_map(of_metric)
         .filter(|curve| curve.block > 0 && !curve.series.steps.is_empty())
         .collect();
     if chosen.is_empty() {
@@ -172,6 +178,19 @@ pub fn draw(spec: &FigureSpec, curves: &[Curve], description: &str) -> Option<Fi
     }?;
     description.clone_into(&mut figure.description);
     Some(figure)
+}
+
+/// Panels with equal axes below or beside each other need their labels once.
+fn say_once(panels: &mut [Panel], columns: usize) {
+    for index in (0..panels.len()).rev() {
+        let below = panels.get(index + columns);
+        if below.is_some_and(|below| below.x == panels[index].x) {
+            panels[index].x.label.clear();
+        }
+        if !index.is_multiple_of(columns) && panels[index - 1].y == panels[index].y {
+            panels[index].y.label.clear();
+        }
+    }
 }
 
 /// Short names: what all models have in common is left out, and so are parameters that do not vary.
@@ -255,6 +274,7 @@ fn with_unit(name: &str, unit: &str) -> String {
     match unit {
         "" | "dimensionless" => name.to_owned(),
         "ratio" | "probability" if !name.is_empty() => name.to_owned(),
+        "steps" if name.ends_with("step") => name.to_owned(),
         unit => {
             let unit = unit.replace('_', " ");
             if name.is_empty() || name == unit { unit } else { format!("{name} ({unit})") }

@@ -110,6 +110,7 @@ fn several_losses_of_two_seeds_get_a_panel_per_seed_with_equal_axes() {
     assert_eq!(figure.panels[0].y.scale, figure.panels[1].y.scale);
     assert_eq!(figure.panels[0].title, "seed 0");
     assert_eq!(figure.panels[0].y.label, "Loss (nats)");
+    assert!(figure.panels[1].y.label.is_empty(), "said once");
     let legend: Vec<&str> = figure.legend.iter().map(|entry| entry.label.as_str()).collect();
     assert_eq!(legend, ["train loss", "test loss", "restricted loss", "excluded loss"]);
     show("losses-two-seeds", &figure);
@@ -219,7 +220,7 @@ fn layers_and_heads_are_a_map_of_the_last_step() {
     let curves = [curve("induction.score", "ratio", 0, axes, values)];
     let figure = draw(&of_metrics(&curves, false, false)[0], &curves, "").unwrap();
     assert_eq!(figure.panels[0].title, "step 100");
-    assert_eq!(figure.panels[0].y.label, "layer");
+    assert_eq!(figure.panels[0].y.label, "Layer");
     show("layer-head-map", &figure);
 }
 
@@ -265,7 +266,8 @@ fn parameters_are_named_only_where_they_vary() {
     curves.push(other);
     let figure = draw(&spec(FigureKind::Lines, &LOSSES, false, false), &curves, "").unwrap();
     let legend: Vec<&str> = figure.legend.iter().map(|entry| entry.label.as_str()).collect();
-    assert_eq!(legend, ["train loss (of=weights)", "train loss (of=logits)"]);
+    assert_eq!(legend, ["of=weights", "of=logits"]);
+    assert_eq!(figure.panels[0].y.label, "Train loss (nats)");
     curves.pop();
     let figure = draw(&spec(FigureKind::Lines, &LOSSES, false, false), &curves, "").unwrap();
     assert!(figure.legend.is_empty());
@@ -278,4 +280,26 @@ fn model_names_lose_what_they_share() {
     assert_eq!(common_prefix(&["a-seed1", "a-seed10"]), "a-".len());
     assert_eq!(common_prefix(&["a-seed1"]), 0);
     assert_eq!(common_prefix(&["abc", "abd"]), 0);
+}
+
+#[test]
+fn boundaries_of_models_stand_side_by_side() {
+    let names = ["memorised_step", "circuit_formation_step", "cleanup_step", "grokked_step"];
+    let metrics: Vec<String> = names.iter().map(|name| format!("grokking-phases.{name}")).collect();
+    let mut curves = Vec::new();
+    for (index, metric) in metrics.iter().enumerate() {
+        for model in 0..3u32 {
+            let missing = index == 3 && model == 2;
+            let step = 150.0 + 400.0 * index as f64 + f64::from(model) * 90.0;
+            let value = if missing { f64::NAN } else { step };
+            curves.push(curve(metric, "steps", model, vec![], vec![value]));
+        }
+    }
+    let metrics: Vec<&str> = metrics.iter().map(String::as_str).collect();
+    let figure = draw(&spec(FigureKind::Lines, &metrics, true, false), &curves, "").unwrap();
+    assert_eq!(figure.panels[0].y.label, "Step");
+    let legend: Vec<&str> = figure.legend.iter().map(|entry| entry.label.as_str()).collect();
+    assert_eq!(legend[0], "memorised step");
+    let svg = show("boundaries", &figure);
+    assert_eq!(svg.matches("<circle").count(), 11, "the missing one is not drawn");
 }

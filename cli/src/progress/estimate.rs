@@ -108,7 +108,7 @@ mod tests {
             total: Some(pb::Counts { total: 30, running: 1, waiting: 29, ..Default::default() }),
             ..Default::default()
         };
-        assert_eq!(estimator.eta(&status), Some(Duration::from_secs(20 + 2 * 50)));
+        assert_eq!(estimator.eta(&status), Some(Duration::from_mins(2)));
         estimator.observe(Duration::from_secs(21), &[]);
         assert_eq!(estimator.remaining().len(), 0);
     }

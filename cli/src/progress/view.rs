@@ -95,7 +95,7 @@ pub(super) fn block(view: &View<'_>, width: usize, output: &Output) -> String {
         let fraction = fraction(kind, &counts, status);
         let filled = (fraction * bar_width as f64).round() as usize;
         let bar = output.paint(&"━".repeat(filled), Style::new().green());
-        let rest = output.paint(&"━".repeat(bar_width - filled), dim);
+        let rest = output.paint(&"─".repeat(bar_width - filled), dim);
         let numbers =
             format!("{:>7}/{:<7}", format::count(counts.done), format::count(counts.total));
         let words = clip(&unfinished(&counts), width.saturating_sub(bar_width + 32));
@@ -107,7 +107,8 @@ pub(super) fn block(view: &View<'_>, width: usize, output: &Output) -> String {
     if status.running.len() > RUNNING_MAX {
         lines.push(format!("  … and {} more running", status.running.len() - RUNNING_MAX));
     }
-    for text in newest(view.newest) {
+    let values = if ended(status) { &[] } else { view.newest };
+    for text in newest(values) {
         lines.push(output.paint(&clip(&format!("  {text}"), width), dim));
     }
     lines.join("\n")

@@ -25,7 +25,7 @@ const MODELS_MAX: usize = 200;
 /// Tables with their headings, and what they do not show.
 #[derive(Debug, Default)]
 pub(in crate::commands) struct Summary {
-    /// Heading (may be empty) and table.
+    /// Heading and table.
     pub(in crate::commands) tables: Vec<(String, Table)>,
     /// What else there is.
     pub(in crate::commands) notes: Vec<String>,
@@ -50,7 +50,7 @@ pub(in crate::commands) fn summary(mut curves: Vec<Curve>) -> Summary {
     if !curves.is_empty() {
         let narrow = models.values().all(|model| model.len() <= COLUMN_CHARS_MAX);
         if models.len() <= COLUMNS_MAX && narrow {
-            summary.tables.push((String::new(), side_by_side(&curves, &models)));
+            summary.tables = side_by_side(&curves, &models);
         } else {
             summary.tables = below_each_other(&curves, &models);
         }
@@ -92,35 +92,46 @@ fn metrics<'a>(curves: &[&'a Curve]) -> Vec<(&'a str, &'a str)> {
     metrics
 }
 
-fn cell(curve: Option<&&Curve>) -> Cell {
-    let Some((_, values)) = curve.and_then(|curve| curve.latest()) else { return Cell::new("-") };
+fn text(curve: Option<&&Curve>) -> String {
+    let Some((_, values)) = curve.and_then(|curve| curve.latest()) else { return "-".to_owned() };
     let unit = curve.map_or("", |curve| curve.series.unit.as_str());
     let texts = values.iter().map(|value| format::value(*value, unit));
-    Cell::new(texts.collect::<Vec<_>>().join("  "))
+    texts.collect::<Vec<_>>().join("  ")
 }
 
-fn side_by_side(curves: &[Curve], models: &BTreeMap<u32, String>) -> Table {
+/// One table per owner, with the same columns and widths.
+fn side_by_side(curves: &[Curve], models: &BTreeMap<u32, String>) -> Vec<(String, Table)> {
     let mut columns = vec![("metric", Align::Left)];
     columns.extend(models.values().map(|model| (model.as_str(), Align::Right)));
     columns.push(("unit", Align::Left));
-    let mut table = table::new(&columns);
+    let mut rows: Vec<(String, Vec<Vec<String>>)> = Vec::new();
     for owner in owners(curves) {
         let mine: Vec<&Curve> = curves.iter().filter(|curve| curve.owner() == owner).collect();
-        let mut heading = vec![table::heading(&owner)];
-        heading.extend((0..=models.len()).map(|_| Cell::new("")));
-        table.add_row(heading);
-        for (metric, unit) in metrics(&mine) {
+        let row = |(metric, unit): (&str, &str)| {
             let of_model = |model: &u32| {
                 let fits = |c: &&&Curve| c.short_name() == metric && c.series.model_index == *model;
-                cell(mine.iter().find(fits))
+                text(mine.iter().find(fits))
             };
-            let mut row = vec![Cell::new(format!("  {metric}"))];
+            let mut row = vec![metric.to_owned()];
             row.extend(models.keys().map(of_model));
-            row.push(Cell::new(unit.replace('_', " ")));
-            table.add_row(row);
-        }
+            row.push(unit.replace('_', " "));
+            row
+        };
+        rows.push((owner, metrics(&mine).into_iter().map(row).collect()));
     }
-    table
+    let width = |column: usize| {
+        let cells = rows.iter().flat_map(|(_, rows)| rows.iter().map(move |row| &row[column]));
+        let widest = cells.map(|cell| cell.chars().count()).max().unwrap_or(0);
+        widest.max(columns[column].0.chars().count())
+    };
+    let widths: Vec<usize> = (0..columns.len()).map(width).collect();
+    let table = |(owner, rows): (String, Vec<Vec<String>>)| {
+        let mut table = table::new(&columns);
+        table.add_rows(rows);
+        table::set_widths(&mut table, &widths);
+        (owner, table)
+    };
+    rows.into_iter().map(table).collect()
 }
 
 fn below_each_other(curves: &[Curve], models: &BTreeMap<u32, String>) -> Vec<(String, Table)> {
@@ -144,7 +155,9 @@ fn below_each_other(curves: &[Curve], models: &BTreeMap<u32, String>) -> Vec<(St
             let mut table = table::new(&columns);
             for (index, model) in models.iter().take(MODELS_MAX) {
                 let mut row = vec![Cell::new(model)];
-                row.extend(part.iter().map(|(name, _)| cell(found.get(&(*name, *index)))));
+                row.extend(
+                    part.iter().map(|(name, _)| Cell::new(text(found.get(&(*name, *index))))),
+                );
                 table.add_row(row);
             }
             tables.push((owner.clone(), table));
