@@ -301,16 +301,17 @@ impl Cluster {
     /// Logs of every process, for failing tests.
     pub fn logs(&self) -> String {
         let entries = fs::read_dir(self.folder.path()).into_iter().flatten().flatten();
-        let logs = entries
-            .map(|entry| entry.path())
-            .filter(|path| path.extension().is_some_and(|extension| extension == "log"));
-        logs.map(|path| {
-            let text = fs::read_to_string(&path).unwrap_or_default();
-            let tail: Vec<&str> = text.lines().rev().take(40).collect();
-            let tail: Vec<&str> = tail.into_iter().rev().collect();
-            format!("--- {}\n{}\n", path.display(), tail.join("\n"))
-        })
-        .collect()
+        let mut text = String::new();
+        for path in entries.map(|entry| entry.path()) {
+            if path.extension().is_none_or(|extension| extension != "log") {
+                continue;
+            }
+            let log = fs::read_to_string(&path).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            let tail = &lines[lines.len().saturating_sub(40)..];
+            text = format!("{text}--- {}\n{}\n", path.display(), tail.join("\n"));
+        }
+        text
     }
 }
 
