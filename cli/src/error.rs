@@ -268,13 +268,27 @@ impl From<tonic::Status> for CommandError {
         };
         match kind {
             ErrorKind::Unreachable => Self::new(kind, "the coordinator does not answer")
-                .caused_by(status)
+                .caused_by(transport_cause(&status))
                 .hint("is it running? `sweep workers --coordinator URL` tests the connection"),
             _ if message.is_empty() => {
                 Self::new(kind, format!("the coordinator answered {}", status.code()))
             }
             _ => Self::new(kind, message),
         }
+    }
+}
+
+/// `tcp connect error: connection refused`: the outermost and the innermost word about it.
+fn transport_cause(status: &tonic::Status) -> String {
+    let mut innermost: &dyn StdError = status;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    match (status.message(), innermost.to_string()) {
+        (message, _) if status.source().is_none() => message.to_owned(),
+        ("", cause) => cause,
+        (message, cause) if cause.contains(message) => cause,
+        (message, cause) => format!("{message}: {cause}"),
     }
 }
 

@@ -29,7 +29,7 @@ pub fn significant(value: f64, digits: i32) -> String {
     if !(-4..=5).contains(&exponent) {
         let text = format!("{value:.*e}", (digits - 1) as usize);
         let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
-        return format!("{}e{exponent}", trim_zeros(mantissa));
+        return format!("{mantissa}e{exponent}");
     }
     let decimals = (digits - 1 - exponent).max(0) as usize;
     format!("{value:.decimals$}")
@@ -142,7 +142,7 @@ mod tests {
         check(1234.56, "squared_norm", "1235");
         check(123_456.7, "norm", "123457");
         check(1.234_56e-7, "nats", "1.235e-7");
-        check(1e-9, "nats", "1e-9");
+        check(1e-9, "nats", "1.000e-9");
         check(0.0, "nats", "0");
         check(1480.0, "steps", "1480");
         check(1480.5, "steps", "1480.5");

@@ -4,9 +4,9 @@
 //! # Layout
 //! - [`scale`]: numbers to positions, nice ticks, logarithmic axes with room for step 0.
 //! - [`color`]: colour-blind-safe palette and colour maps.
-//! - [`svg`]: writing SVG elements.
-//! - [`layout`]: where panels, labels, legend and colour bar go, so that nothing overlaps.
-//! - [`draw`]: the data itself.
+//! - `svg`: writing SVG elements.
+//! - `layout`: where panels, labels, legend and colour bar go, so that nothing overlaps.
+//! - `draw`: the data itself.
 //! - [`raster`]: text widths and PNG.
 //!
 //! Non-finite values are gaps, never interpolated. Data are never sampled: where a line has more

@@ -1,3 +1,5 @@
+//! The structure of the SVG, and that the PNG shows it.
+
 use super::*;
 
 /// Attributes of every element of that name.

@@ -20,7 +20,7 @@ use tonic::transport::Channel;
 
 use super::{SweepArg, status};
 use crate::{
-    connect::Connection,
+    connect::{self, Connection},
     context::Context,
     error::{CommandError, ErrorKind, Outcome, Result},
     progress::{Display, Newest, ended},
@@ -29,6 +29,8 @@ use crate::{
 
 /// Without `--until-done`, a coordinator that stays away this long is given up.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// The owner of an embedded coordinator restarts it within this time, if at all.
+const OWNER_PATIENCE: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
@@ -117,11 +119,24 @@ pub(super) async fn follow(
         pause = (pause * 2).min(LONGEST_PAUSE);
         // A remote channel reconnects by itself; an embedded coordinator may have moved.
         if connection.is_borrowed()
-            && let Ok(again) = cx.connect().await
+            && let Some(again) = find_again(cx, &connection, since).await
         {
             connection = again;
         }
     }
+}
+
+/// The coordinator that runs on the same folder now; one of our own when its owner had the time to
+/// start it again and has not.
+async fn find_again(cx: &Context, lost: &Connection, since: Instant) -> Option<Connection> {
+    if let Some(again) = connect::running(lost.dir()?).await {
+        return Some(again);
+    }
+    if since.elapsed() < OWNER_PATIENCE {
+        return None;
+    }
+    // A failure shows at the next look as the coordinator's silence.
+    cx.connect().await.ok()
 }
 
 /// The coordinator was started for this command alone: nobody works on the sweep.

@@ -1,3 +1,5 @@
+//! Exports read back bit for bit, in every format.
+
 use std::io::Cursor;
 
 use parquet::{

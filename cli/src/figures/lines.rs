@@ -44,43 +44,19 @@ pub(super) fn lines(spec: &FigureSpec, curves: &[&Curve], names: &Names) -> Opti
     if at_one_step {
         return dots(spec, &strands);
     }
-    let units = distinct(strands.iter().map(|s| &s.unit));
     let metrics = distinct(strands.iter().map(|s| &s.metric));
     let models = distinct(strands.iter().map(|s| &s.model));
-    let crowded = units.iter().any(|unit| {
-        distinct(strands.iter().filter(|s| s.unit == *unit).map(|s| &s.metric)).len() > 1
-    });
-    let arrangement = match models.len() {
-        0 => return None,
-        1 => Arrangement::Metrics,
-        _ if !crowded => Arrangement::Models,
-        n if n <= MODEL_PANELS_MAX => Arrangement::ModelPanels,
-        _ => Arrangement::MetricPanels,
-    };
+    let units = distinct(strands.iter().map(|s| &s.unit));
+    let arrangement = arrange(&strands, &units, models.len())?;
     let by_metric = matches!(arrangement, Arrangement::Metrics | Arrangement::ModelPanels);
     let colored = if by_metric { &metrics } else { &models };
-    let steps: Vec<f64> = strands.iter().flat_map(|s| s.points.iter().map(|p| p.0)).collect();
-    let x_scale = if spec.log_x {
-        Scale::log(steps.iter().copied(), 0.01, true)
-    } else {
-        Scale::linear(steps.iter().copied(), 0.01)
-    };
     let facets: Vec<Option<&String>> = match arrangement {
         Arrangement::Metrics | Arrangement::Models => vec![None],
         Arrangement::ModelPanels => models.iter().map(Some).collect(),
         Arrangement::MetricPanels => metrics.iter().map(Some).collect(),
     };
-    let panel_count = units.len() * facets.len();
-    let columns = match facets.len() {
-        1 => panel_count.min(2),
-        2 | 4 => 2,
-        _ => 3,
-    };
-    let size = match columns {
-        1 => (460.0, 270.0),
-        2 => (310.0, 220.0),
-        _ => (240.0, 190.0),
-    };
+    let (columns, size) = page(facets.len(), units.len());
+    let x_scale = x_scale(&strands, spec.log_x);
     let mut panels = Vec::new();
     for unit in &units {
         let of_unit: Vec<&Strand> = strands.iter().filter(|s| s.unit == *unit).collect();
@@ -91,24 +67,21 @@ pub(super) fn lines(spec: &FigureSpec, curves: &[&Curve], names: &Names) -> Opti
                 (Arrangement::MetricPanels, Some(metric)) => strand.metric == **metric,
                 (_, _) => true,
             };
-            let shown: Vec<&Strand> = of_unit.iter().filter(inside).copied().collect();
-            if shown.is_empty() {
-                continue;
-            }
             let line = |strand: &&Strand| {
                 let name = if by_metric { &strand.metric } else { &strand.model };
                 let index = colored.iter().position(|known| known == name).unwrap_or(0);
-                Line {
-                    points: strand.points.clone(),
-                    color: color::category(index, colored.len()),
-                    dash: Dash::Solid,
-                }
+                let color = color::category(index, colored.len());
+                Line { points: strand.points.clone(), color, dash: Dash::Solid }
             };
+            let shown: Vec<Line> = of_unit.iter().filter(inside).map(line).collect();
+            if shown.is_empty() {
+                continue;
+            }
             panels.push(Panel {
                 title: facet.cloned().unwrap_or_default(),
                 x: Axis { label: "Training step".to_owned(), scale: x_scale.clone() },
                 y: Axis { label: y_label(&of_unit, unit), scale: y_scale.clone() },
-                content: Content::Lines(shown.iter().map(line).collect()),
+                content: Content::Lines(shown),
                 size,
             });
         }
@@ -122,6 +95,42 @@ pub(super) fn lines(spec: &FigureSpec, curves: &[&Curve], names: &Names) -> Opti
         legend: legend(colored),
         color_bar: None,
     })
+}
+
+fn arrange(strands: &[Strand], units: &[String], models: usize) -> Option<Arrangement> {
+    let crowded = units.iter().any(|unit| {
+        distinct(strands.iter().filter(|s| s.unit == *unit).map(|s| &s.metric)).len() > 1
+    });
+    match models {
+        0 => None,
+        1 => Some(Arrangement::Metrics),
+        _ if !crowded => Some(Arrangement::Models),
+        n if n <= MODEL_PANELS_MAX => Some(Arrangement::ModelPanels),
+        _ => Some(Arrangement::MetricPanels),
+    }
+}
+
+/// Panels per row, and their size.
+fn page(facets: usize, units: usize) -> (usize, (f64, f64)) {
+    let columns = match facets {
+        1 => units.min(2),
+        2 | 4 => 2,
+        _ => 3,
+    };
+    match columns {
+        1 => (1, (460.0, 270.0)),
+        2 => (2, (310.0, 220.0)),
+        n => (n, (240.0, 190.0)),
+    }
+}
+
+fn x_scale(strands: &[Strand], log: bool) -> Scale {
+    let steps: Vec<f64> = strands.iter().flat_map(|s| s.points.iter().map(|p| p.0)).collect();
+    if log {
+        Scale::log(steps.iter().copied(), 0.01, true)
+    } else {
+        Scale::linear(steps.iter().copied(), 0.01)
+    }
 }
 
 fn legend(names: &[String]) -> Vec<LegendEntry> {

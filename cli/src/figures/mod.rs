@@ -2,8 +2,8 @@
 //!
 //! # Layout
 //! - this file: what is to be drawn ([`FigureSpec`]), names of models and units.
-//! - [`lines`]: values over steps.
-//! - [`maps`]: heat maps and paths.
+//! - `lines`: values over steps.
+//! - `maps`: heat maps and paths.
 //!
 //! Rules: a colour means a metric or a model, never both; where both vary, models get panels of
 //! their own with equal axes; units never share an axis.

@@ -1,3 +1,6 @@
+//! Which panels, colours and axes figures get. With `SWEEP_SHOW_FIGURES=DIR` the pictures are
+//! written to DIR, for people to look at.
+
 use std::path::Path;
 
 use serde_json::json;

@@ -49,6 +49,10 @@ impl Estimator {
                 total: task.progress_total,
             });
             if task.progress > seen.last.1 {
+                // The first report of a resumed task is no work of this attempt.
+                if seen.last.1 == 0 {
+                    seen.first = here;
+                }
                 seen.last = here;
             }
             seen.total = task.progress_total;
@@ -99,6 +103,7 @@ mod tests {
     fn a_training_is_extrapolated_from_what_was_seen() {
         let mut estimator = Estimator::default();
         // Resumed at 400: what was done before does not count as speed.
+        estimator.observe(Duration::from_secs(9), &[task("m/train", 0)]);
         estimator.observe(Duration::from_secs(10), &[task("m/train", 400)]);
         assert_eq!(estimator.remaining().len(), 0);
         estimator.observe(Duration::from_secs(20), &[task("m/train", 600)]);

@@ -1,5 +1,5 @@
 //! Live displays of a running sweep: [`Display`] draws a block that is rewritten on a terminal, and
-//! prints a line now and then where there is none. What is said is made by [`view`], which is plain
+//! prints a line now and then where there is none. What is said is made by `view`, which is plain
 //! text from plain data.
 
 mod estimate;
@@ -64,6 +64,10 @@ impl Display {
             let key = (failure.label.clone(), failure.attempt);
             if !self.shown_failures.contains(&key) {
                 self.shown_failures.push(key);
+                // What was tried again before we came is over.
+                if self.status.is_none() && !failure.r#final {
+                    continue;
+                }
                 self.note(&failure_line(failure, &self.output));
             }
         }
@@ -116,10 +120,10 @@ impl Display {
     /// Takes the display away; the last status stays readable where `keep` is set.
     pub fn finish(&mut self, keep: bool) {
         if let Some(bar) = self.bar.take() {
+            // What stays is printed as text: the echo of a Ctrl-C would confuse a redraw.
+            bar.finish_and_clear();
             if keep {
-                bar.abandon();
-            } else {
-                bar.finish_and_clear();
+                self.output.note(&bar.message());
             }
         }
     }

@@ -1,3 +1,5 @@
+//! Every mistake in a sweep file is shown at its line and column.
+
 use serde_json::json;
 
 use super::*;
