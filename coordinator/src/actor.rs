@@ -304,3 +304,89 @@ fn log(fact: Fact) {
         Fact::RecordInvalid { worker, problem } => warn!(%worker, problem, "record refused"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    };
+
+    use super::*;
+    use crate::{
+        clock::SystemClock,
+        core::scenario::{config, plan, small},
+        store::{
+            Error as StoreError,
+            kv::{Batch, Kv, Visit},
+            memory::MemoryKv,
+        },
+    };
+
+    /// A store that can be told to fail, and tells what it was doing.
+    #[derive(Default)]
+    struct Moody {
+        kv: MemoryKv,
+        fails: AtomicBool,
+        commits: Mutex<Vec<usize>>,
+    }
+
+    impl Kv for Moody {
+        fn get(&self, key: &[u8]) -> store::Result<Option<Vec<u8>>> {
+            self.kv.get(key)
+        }
+
+        fn scan(&self, prefix: &[u8], from: &[u8], visit: &mut Visit<'_>) -> store::Result<()> {
+            self.kv.scan(prefix, from, visit)
+        }
+
+        fn commit(&self, batch: Batch) -> store::Result<()> {
+            if self.fails.load(Ordering::SeqCst) {
+                return Err(StoreError::Backend("the disk is gone".into()));
+            }
+            self.commits.lock().unwrap().push(batch.len());
+            self.kv.commit(batch)
+        }
+    }
+
+    type Thread = JoinHandle<Result<(), store::Error>>;
+
+    fn start() -> (Arc<Moody>, Handle, Thread) {
+        let kv = Arc::new(Moody::default());
+        let store = Store::with(Arc::clone(&kv) as Arc<dyn Kv>);
+        let clock = Arc::new(SystemClock::start());
+        let core = Core::restore(config(), store.begin().unwrap(), clock.now()).unwrap();
+        let (handle, thread) = spawn(core, store, clock).unwrap();
+        (kv, handle, thread)
+    }
+
+    async fn submit(handle: &Handle) -> Result<Answer, Error> {
+        let plan = plan(&small(1));
+        handle.call(0, move |request| Event::Submit { request, plan }).await
+    }
+
+    #[tokio::test]
+    async fn nothing_is_acknowledged_that_is_not_durable() {
+        let (kv, handle, thread) = start();
+        kv.fails.store(true, Ordering::SeqCst);
+        assert!(matches!(submit(&handle).await, Err(Error::Stopping)), "no answer, no lie");
+        assert!(thread.join().unwrap().is_err(), "the writer ends with its store");
+        let read = handle.read(|core, _| core.sweeps().count()).await;
+        assert!(matches!(read, Err(Error::Stopping)), "nobody sees what is not durable");
+    }
+
+    #[tokio::test]
+    async fn reads_and_empty_handed_workers_write_nothing() {
+        let (kv, handle, thread) = start();
+        submit(&handle).await.unwrap();
+        let before = kv.commits.lock().unwrap().len();
+        for _ in 0..10 {
+            handle.read(|core, _| core.sweeps().count()).await.unwrap();
+            submit(&handle).await.unwrap();
+        }
+        assert_eq!(kv.commits.lock().unwrap().len(), before, "the same sweep again is no change");
+        handle.stop();
+        thread.join().unwrap().unwrap();
+        assert_eq!(kv.commits.lock().unwrap().len(), before + 1, "the mark of a quiet stop");
+    }
+}

@@ -32,6 +32,6 @@ pub use machine::{Core, CoreConfig};
 #[cfg(test)]
 mod proptests;
 #[cfg(test)]
-mod scenario;
+pub(crate) mod scenario;
 #[cfg(test)]
 mod tests;

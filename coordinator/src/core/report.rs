@@ -211,12 +211,6 @@ impl Core {
         out: &mut Out,
     ) -> Result<(), String> {
         let Record { attempt, sequence, task, body, .. } = record;
-        let leased = self.leases.get_mut(attempt).and_then(|lease| lease.tasks.get_mut(&task));
-        let is_first = leased.is_some_and(|leased| !std::mem::replace(&mut leased.started, true));
-        if is_first && !matches!(body, Body::Started { .. }) {
-            // Values count only behind the beginning of their attempt.
-            self.started(sweep, task, attempt, None, out);
-        }
         match body {
             Body::Started { resumed_from } => {
                 self.started(sweep, task, attempt, resumed_from, out);
@@ -245,6 +239,10 @@ impl Core {
         resumed_from: Option<u64>,
         out: &mut Out,
     ) {
+        let lease = self.leases.get_mut(attempt);
+        if let Some(leased) = lease.and_then(|lease| lease.tasks.get_mut(&task)) {
+            leased.started = true;
+        }
         out.push(Effect::Write(Write::Started { sweep: number, task, attempt, resumed_from }));
         if task.kind != TaskKind::Source {
             return;
@@ -289,6 +287,11 @@ impl Core {
                 axes: chunk.axes.clone(),
             };
             out.push(Effect::Write(Write::MetricName { sweep: number, summary }));
+        }
+        let leased = self.leases.get(attempt).and_then(|lease| lease.tasks.get(&task));
+        if leased.is_some_and(|leased| !leased.started) {
+            // Values count only behind the beginning of their attempt.
+            self.started(number, task, attempt, None, out);
         }
         let write = Write::Metrics { sweep: number, task, attempt, sequence, chunk };
         out.push(Effect::Write(write));

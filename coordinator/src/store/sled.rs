@@ -18,6 +18,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::{PoisonError, RwLock},
+    time::Duration,
 };
 
 use super::{
@@ -27,6 +28,9 @@ use super::{
 
 /// Pages kept in memory; sled's own default is 1 GiB.
 const CACHE_BYTES: u64 = 128 << 20;
+/// How often, and with which pauses, a lock is asked for that is still held.
+const LOCK_TRIES: u32 = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// A sled database.
 pub struct SledKv {
@@ -48,10 +52,7 @@ impl SledKv {
             .mode(sled::Mode::HighThroughput)
             .cache_capacity(CACHE_BYTES)
             .flush_every_ms(Some(500));
-        // A damaged log makes sled panic in places; either way it did not open.
-        let db = catch_unwind(AssertUnwindSafe(|| config.open()))
-            .map_err(|_| Error::Backend("opening the database panicked".to_owned()))?
-            .map_err(|error| backend(&error))?;
+        let db = open_patiently(&config)?;
         let name = path.join("db");
         let file = File::options().read(true).write(true).open(&name);
         let file = file.map_err(|source| io(format!("opening {}", name.display()), source))?;
@@ -100,6 +101,40 @@ impl Kv for SledKv {
         }
         self.sync()
     }
+}
+
+/// Opens the database. sled lets go of its lock a moment after its last handle was dropped, from a
+/// thread of its own; since the data folder is ours alone, it is worth to wait for that.
+fn open_patiently(config: &sled::Config) -> Result<sled::Db> {
+    let mut tries = 0;
+    loop {
+        // A damaged log makes sled panic in places; either way it did not open.
+        let opened = catch_unwind(AssertUnwindSafe(|| config.open()))
+            .map_err(|_| Error::Backend("opening the database panicked".to_owned()))?;
+        match opened {
+            Ok(db) => return Ok(db),
+            Err(error) if is_locked(&error) && tries < LOCK_TRIES => {
+                tries += 1;
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            // The disk or the permissions are to blame, not what is stored.
+            Err(sled::Error::Io(source)) if !is_about_content(&source) => {
+                return Err(io("opening the database".to_owned(), source));
+            }
+            Err(error) => return Err(backend(&error)),
+        }
+    }
+}
+
+fn is_locked(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(source) if source.to_string().contains("acquire lock"))
+}
+
+/// Whether an error of opening says that the files hold nonsense.
+fn is_about_content(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{InvalidData, InvalidInput, Other, UnexpectedEof};
+    let is_lock = error.to_string().contains("acquire lock");
+    !is_lock && matches!(error.kind(), InvalidData | InvalidInput | Other | UnexpectedEof)
 }
 
 /// Makes the names in a folder durable.
