@@ -29,6 +29,10 @@ pub fn new(columns: &[(&str, Align)]) -> Table {
         });
         column.set_padding((0, 2));
     }
+    // The first column names the row; a narrow terminal wraps the others.
+    if let Some(first) = table.column_mut(0) {
+        first.set_constraint(ColumnConstraint::ContentWidth);
+    }
     table
 }
 

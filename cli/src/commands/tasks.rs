@@ -79,8 +79,16 @@ fn to_table(tasks: &[pb::TaskInfo]) -> comfy_table::Table {
         ("state", Align::Left),
         ("attempt", Align::Right),
         ("took", Align::Right),
-        ("worker", Align::Left),
     ];
+    let mut workers: Vec<&str> = tasks.iter().map(|task| task.worker.as_str()).collect();
+    workers.retain(|worker| !worker.is_empty());
+    workers.sort_unstable();
+    workers.dedup();
+    // One worker for all says nothing.
+    let with_worker = workers.len() > 1;
+    if with_worker {
+        columns.push(("worker", Align::Left));
+    }
     if failing {
         columns.push(("last failure", Align::Left));
     }
@@ -99,8 +107,10 @@ fn to_table(tasks: &[pb::TaskInfo]) -> comfy_table::Table {
             table::state(&task.state),
             Cell::new(attempt),
             Cell::new(took),
-            Cell::new(&task.worker),
         ];
+        if with_worker {
+            cells.push(Cell::new(&task.worker));
+        }
         if failing {
             let (class, message) = status::failure_words(task.failures.last());
             let words =

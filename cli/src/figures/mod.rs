@@ -239,7 +239,7 @@ impl Names {
 }
 
 /// Bytes that all names share, up to and with the last `-`; 0 for a single name.
-fn common_prefix(names: &[&str]) -> usize {
+pub(crate) fn common_prefix(names: &[&str]) -> usize {
     let (Some(first), Some(last)) = (names.first(), names.last()) else { return 0 };
     if first == last {
         return 0;

@@ -55,6 +55,21 @@ fn a_running_coordinator_of_the_folder_is_used() {
 }
 
 #[test]
+fn a_coordinator_that_another_command_takes_away_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let fake = example();
+    let server = fake.start();
+    fs::create_dir(folder.path().join(".sweep")).unwrap();
+    fs::write(folder.path().join(".sweep/address"), &server.url).unwrap();
+    fake.with(|state| state.stopping = true);
+    assert!(sweep(folder.path(), &["list"]).run().ok().contains("grokking-0123456789"));
+    // A coordinator with a name is the user's own affair: no second try.
+    fake.with(|state| state.stopping = true);
+    let named = sweep(folder.path(), &["list", "--coordinator", &server.url]).run();
+    named.fails(6, &["does not answer", "stopping"]);
+}
+
+#[test]
 fn a_coordinator_is_started_for_the_command_and_stopped_after_it() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");

@@ -36,6 +36,8 @@ pub(crate) struct State {
     pub(crate) watch: Vec<pb::SweepStatus>,
     /// A watch stays open after its statuses.
     pub(crate) watch_stays: bool,
+    /// The next `List` of sweeps is answered by a coordinator that is just stopping.
+    pub(crate) stopping: bool,
     /// Axes that `List` does not tell (a metric that appears later).
     pub(crate) unlisted: Vec<String>,
 }
@@ -168,6 +170,9 @@ impl SweepService for Fake {
     }
 
     async fn list(&self, _: Request<pb::ListSweepsRequest>) -> Answer<pb::ListSweepsResponse> {
+        if self.with(|state| std::mem::take(&mut state.stopping)) {
+            return Err(Status::unavailable("stopping"));
+        }
         let sweeps = self.with(|state| state.sweeps.clone());
         Ok(Response::new(pb::ListSweepsResponse { sweeps }))
     }
@@ -428,6 +433,7 @@ fn tasks() -> Vec<pb::TaskInfo> {
         seed: Some(1),
         experiment: "modular-addition".into(),
         state: "failed".into(),
+        worker: "w2".into(),
         failures: vec![failure],
         elapsed_ms: 61_000,
         attempt: (1 << 32) | 4,

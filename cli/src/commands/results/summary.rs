@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use comfy_table::{Cell, Table};
 
 use crate::{
+    figures::common_prefix,
     format,
     series::{Curve, Origin, origin},
     table::{self, Align},
@@ -95,14 +96,23 @@ fn metrics<'a>(curves: &[&'a Curve]) -> Vec<(&'a str, &'a str)> {
 fn text(curve: Option<&&Curve>) -> String {
     let Some((_, values)) = curve.and_then(|curve| curve.latest()) else { return "-".to_owned() };
     let unit = curve.map_or("", |curve| curve.series.unit.as_str());
-    let texts = values.iter().map(|value| format::value(*value, unit));
-    texts.collect::<Vec<_>>().join("  ")
+    if let [value] = values {
+        return format::value(*value, unit);
+    }
+    let texts = values.iter().map(|value| format::significant(*value, 3));
+    texts.collect::<Vec<_>>().join(" ")
 }
 
 /// One table per owner, with the same columns and widths.
 fn side_by_side(curves: &[Curve], models: &BTreeMap<u32, String>) -> Vec<(String, Table)> {
-    let mut columns = vec![("metric", Align::Left)];
-    columns.extend(models.values().map(|model| (model.as_str(), Align::Right)));
+    let mut names: Vec<&str> = models.values().map(String::as_str).collect();
+    names.sort_unstable();
+    // `modular-addition-…` once, `seed0`, `seed1` at the columns.
+    let shared = common_prefix(&names);
+    let prefix = names.first().map_or("", |name| &name[..shared]);
+    let first = if prefix.is_empty() { "metric".to_owned() } else { format!("{prefix}…") };
+    let mut columns = vec![(first.as_str(), Align::Left)];
+    columns.extend(models.values().map(|model| (&model[shared..], Align::Right)));
     columns.push(("unit", Align::Left));
     let mut rows: Vec<(String, Vec<Vec<String>>)> = Vec::new();
     for owner in owners(curves) {
@@ -114,7 +124,7 @@ fn side_by_side(curves: &[Curve], models: &BTreeMap<u32, String>) -> Vec<(String
             };
             let mut row = vec![metric.to_owned()];
             row.extend(models.keys().map(of_model));
-            row.push(unit.replace('_', " "));
+            row.push(unit.replace('_', " ").replace("dimensionless", ""));
             row
         };
         rows.push((owner, metrics(&mine).into_iter().map(row).collect()));
