@@ -379,6 +379,38 @@ fn series_come_in_order_with_their_axes_and_only_wanted_models() {
 }
 
 #[test]
+fn chunks_that_begin_at_the_same_step_do_not_replace_each_other() {
+    let store = Store::in_memory();
+    let task = TaskKey { model: 0, kind: TaskKind::Source };
+    let attempt = Attempt(1);
+    let mut writes = vec![Write::Started { sweep: 1, task, attempt, resumed_from: None }];
+    for (sequence, steps) in [(1, [0, 10]), (2, [0, 20])] {
+        let chunk = pb::MetricChunk {
+            metric: "r.m".into(),
+            unit: String::new(),
+            axes: vec![],
+            steps: steps.to_vec(),
+            values: vec![sequence as f64; 2],
+        };
+        let chunk = metrics::encode(&chunk).unwrap();
+        writes.push(Write::Metrics { sweep: 1, task, attempt, sequence, chunk });
+    }
+    store.commit(&writes).unwrap();
+    store.commit(&writes).unwrap();
+    let mut found = Vec::new();
+    metrics::SeriesReader::new(&store, 1, "r.m", false)
+        .read(
+            |_| true,
+            |part| {
+                found.extend(part.steps.into_iter().zip(part.values));
+                true
+            },
+        )
+        .unwrap();
+    assert_eq!(found, [(0, 2.0), (10, 1.0), (20, 2.0)]);
+}
+
+#[test]
 fn long_series_come_in_parts() {
     let store = Store::in_memory();
     let task = TaskKey { model: 0, kind: TaskKind::Source };

@@ -111,6 +111,43 @@ fn records_of_others_are_fenced_and_repeated_ones_harmless() {
 }
 
 #[test]
+fn an_end_that_is_reported_twice_does_not_cost_the_other_tasks_of_the_lease() {
+    check(
+        2,
+        "w1 joins; w2 joins; w1 acquires; w1 finishes m0/train; w1 finishes m0/train
+         w1 fails m1/train preempted; w1 fails m1/train preempted; w2 acquires; w1 fails m1/train preempted",
+        "w1 <- 1.1: m0/train m1/train
+         m1/train failed in 1.1: preempted
+         w2 <- 1.2: m0/trajectory/t0
+         ",
+    );
+}
+
+#[test]
+fn a_token_is_good_only_for_its_holder() {
+    let mut world = World::new(&small(1));
+    world.run("w1 joins; w2 joins; w1 acquires");
+    let (train, attempt) = (task("m0/train"), Attempt::new(1, 1));
+    let done = Body::Done(pb::Manifest::default());
+    assert_eq!(world.say("w2", train, attempt, done.clone()), pb::Verdict::Fenced);
+    assert_eq!(world.say("w1", train, attempt, done), pb::Verdict::Accepted);
+}
+
+#[test]
+fn a_lease_that_was_taken_back_as_undelivered_is_dropped_by_who_got_it_after_all() {
+    let mut world = World::new(&small(1));
+    world.run("w1 joins; w1 acquires");
+    world.step(Event::Undelivered { attempt: Attempt::new(1, 1) });
+    check_in(
+        &mut world,
+        "w1 finishes m0/train; w1 beats; w1 acquires",
+        "w1 finishes m0/train: VERDICT_FENCED
+         w1 must drop 1.1
+         w1 <- 1.2: m0/train",
+    );
+}
+
+#[test]
 fn malformed_records_are_invalid_and_change_nothing() {
     let mut world = World::new(&small(1));
     check_in(&mut world, "w1 joins; w1 acquires", "w1 <- 1.1: m0/train");
