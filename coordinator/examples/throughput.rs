@@ -36,7 +36,14 @@ const CHUNKS: u64 = 2_000;
 const POINTS: u64 = 500;
 
 fn catalog() -> pb::Catalog {
-    let recipe = pb::Recipe { name: "r".into(), version: 1, ..Default::default() };
+    let lr = pb::Param {
+        name: "lr".into(),
+        kind: "float".into(),
+        default: "0.1".into(),
+        ..Default::default()
+    };
+    let recipe =
+        pb::Recipe { name: "r".into(), version: 1, params: vec![lr], ..Default::default() };
     pb::Catalog { recipes: vec![recipe], experiments: vec![] }
 }
 
@@ -90,13 +97,14 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let core = Core::restore(config, store.begin()?, now)?;
     let (handle, thread) = actor::spawn(core, store.clone(), Arc::new(SystemClock::start()))?;
 
-    let document =
-        json!({ "name": "bench", "models": [{ "train": { "recipe": "r", "seeds": 1_000_000 } }] });
+    let rates: Vec<f64> = (1..=10_000).map(f64::from).collect();
+    let train = json!({ "recipe": "r", "params": { "lr": rates }, "seeds": 1000 });
+    let document = json!({ "name": "bench", "models": [{ "train": train }] });
     let before = Instant::now();
     let plan =
         Arc::new(Plan::resolve(&document, &catalog(), 10_000_000).map_err(|p| p.join("\n"))?);
     handle.call(0, move |request| Event::Submit { request, plan }).await?;
-    writeln!(out, "submit of 1000000 tasks: {:?}", before.elapsed())?;
+    writeln!(out, "submit of 10000000 tasks: {:?}", before.elapsed())?;
 
     let before = Instant::now();
     let workers: Vec<_> = (0..WORKERS)

@@ -14,7 +14,7 @@ use sweep_proto::{
     catalog,
     id::{TaskKey, TaskKind},
     pb,
-    spec::{CheckpointSelection, ModelSource, SweepSpec, expand},
+    spec::{CheckpointSelection, ModelSource, SweepSpec, canonical, expand},
 };
 
 use super::label;
@@ -122,9 +122,6 @@ impl Plan {
             return Err(vec!["compare: pairs of checkpoints are not supported yet".to_owned()]);
         }
         let pinned = pin(&spec, known);
-        // The order of grid axes is that of the keys, and the id knows only the canonical order:
-        // the same sweep written in another order, or read back, must number its models alike.
-        let spec = SweepSpec::decode(&spec.to_json()).map_err(lines)?;
         let plan = Self::new(spec, pinned)?;
         let tasks = plan.totals.tasks();
         if tasks > max_tasks {
@@ -137,7 +134,8 @@ impl Plan {
     ///
     /// # Errors
     /// When `pinned` lacks something, or a list would be too large to hold.
-    pub fn new(spec: SweepSpec, pinned: pb::Catalog) -> Result<Self, Vec<String>> {
+    pub fn new(mut spec: SweepSpec, pinned: pb::Catalog) -> Result<Self, Vec<String>> {
+        sort_keys(&mut spec);
         let mut entries: Vec<Entry> = Vec::new();
         let mut first_model = 0u64;
         for (index, model) in spec.models.iter().enumerate() {
@@ -380,6 +378,25 @@ impl<'p> ModelRef<'p> {
     /// Parameters with every default filled in, as JSON.
     pub fn params(self) -> String {
         Value::Object(expand::with_defaults(&self.entry.recipe.params, &self.written())).to_string()
+    }
+}
+
+/// Brings parameters into the order of their names. The order of grid axes is that of the keys, and
+/// the id knows only the canonical order: the same sweep, written in another order or read back
+/// from the store, must number its models alike.
+fn sort_keys(spec: &mut SweepSpec) {
+    let sort = |params: &mut Map<String, Value>| {
+        if let Value::Object(sorted) = canonical(&Value::Object(std::mem::take(params))) {
+            *params = sorted;
+        }
+    };
+    for model in &mut spec.models {
+        if let ModelSource::Train { params, .. } = &mut model.source {
+            sort(params);
+        }
+    }
+    for experiment in spec.experiments.iter_mut().chain(&mut spec.trajectory) {
+        sort(&mut experiment.params);
     }
 }
 

@@ -1,6 +1,8 @@
 //! From a document to a [`SweepSpec`]: every unknown key, wrong type and empty list is a
 //! [`Problem`] with its path; decoding goes on after a problem, so that one run reports them all.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value};
 
 use super::{
@@ -294,10 +296,10 @@ impl Decoder {
             self.expected(at, "a number of seeds or a list of seeds");
             return Vec::new();
         }
-        let mut seeds = Vec::new();
+        let (mut seeds, mut seen) = (Vec::new(), HashSet::new());
         for item in at.items() {
             match item.value.as_u64() {
-                Some(seed) if seeds.contains(&seed) => {
+                Some(seed) if !seen.insert(seed) => {
                     self.problem(&item, format!("seed {seed} is listed twice"));
                 }
                 Some(seed) => seeds.push(seed),
