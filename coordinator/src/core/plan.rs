@@ -79,6 +79,9 @@ pub struct Entry {
     index: usize,
     recipe: pb::Recipe,
     params: Map<String, Value>,
+    /// `params` with nothing in the place of grid axes: what a grid point is made from. Long axes
+    /// are not copied for every lease.
+    base: Map<String, Value>,
     axes: Vec<(String, Vec<Value>)>,
     label_axes: Vec<(String, Vec<Value>)>,
     seeds: Vec<u64>,
@@ -297,6 +300,10 @@ impl Entry {
         let recipe = catalog::recipe(pinned, name)
             .ok_or_else(|| vec![format!("models[{index}]: unknown recipe `{name}`")])?;
         let axes = expand::axes(recipe, params);
+        let mut base = params.clone();
+        for (name, _) in &axes {
+            base.insert(name.clone(), Value::Null);
+        }
         let schedules = schedules(recipe, params, &axes, model.checkpoints.as_ref())
             .map_err(|problem| vec![format!("models[{index}].checkpoints: {problem}")])?;
         Ok(Self {
@@ -304,6 +311,7 @@ impl Entry {
             index,
             recipe: recipe.clone(),
             params: params.clone(),
+            base,
             points: expand::grid_size(&axes),
             label_axes: axes.clone(),
             axes,
@@ -372,7 +380,7 @@ impl<'p> ModelRef<'p> {
 
     /// Parameters as written, each axis replaced by its value at this point.
     pub fn written(self) -> Map<String, Value> {
-        expand::point(&self.entry.params, &self.entry.axes, self.point)
+        expand::point(&self.entry.base, &self.entry.axes, self.point)
     }
 
     /// Parameters with every default filled in, as JSON.
