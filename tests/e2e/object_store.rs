@@ -172,8 +172,9 @@ async fn stored(cluster: &Cluster, sweep: &str, bucket: &std::path::Path) -> usi
     for artifact in &artifacts {
         let file = artifact.file.as_ref().unwrap();
         let path = bucket.join("lab/runs").join(&file.key);
-        let size = fs::metadata(&path).unwrap_or_else(|error| panic!("{path:?}: {error}")).len();
-        assert_eq!(size, file.size, "{path:?}");
+        let size =
+            fs::metadata(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).len();
+        assert_eq!(size, file.size, "{}", path.display());
     }
     artifacts.len()
 }
