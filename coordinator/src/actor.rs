@@ -1,4 +1,4 @@
-//! The single writer. Main types: [`Actor`], run by one thread that owns core and store writes, and
+//! The single writer. Main types: `Actor`, run by one thread that owns core and store writes, and
 //! [`Handle`], through which everything else talks to it.
 //!
 //! The thread takes the commands that are there, steps the core with each, makes all their writes

@@ -4,7 +4,7 @@
 //! - [`core`]: the pure scheduling core: events in, effects out.
 //! - [`store`]: what is kept on disk, and how it becomes durable.
 //! - [`actor`]: the one thread that joins the two: step, commit, answer.
-//! - [`service`]: the gRPC services; [`error`]: errors and their codes.
+//! - [`service`]: the gRPC services; [`mod@error`]: errors and their codes.
 //! - [`config`], [`clock`], [`shutdown`], [`telemetry`]: the edges to the process.
 //!
 //! `core` and `store` do not know each other's workings: the core asks for writes by what they

@@ -1,9 +1,9 @@
 //! The gRPC services: decode, ask the actor or the store, encode. No decisions are made here.
 //!
 //! # Layout
-//! - [`sweeps`]: what the command line asks for; [`listing`]: its streams.
-//! - [`workers`]: what workers say; [`decode`]: their records, checked where they arrive.
-//! - [`metrics`], [`catalog`].
+//! - `sweeps`: what the command line asks for; `listing`: its streams.
+//! - `workers`: what workers say; `decode`: their records, checked where they arrive.
+//! - `metrics`, `catalog`.
 //!
 //! Reads of the store run on blocking threads, page by page, and give way when the reader is slow.
 
