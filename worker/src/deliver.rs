@@ -1,7 +1,7 @@
 //! From what the lab emits to records and uploads. Main types: [`MetricBuffer`], [`TaskSink`].
 //!
 //! Metrics are gathered into chunks, so that a training that reports every step does not become a
-//! message per step; a chunk waits at most [`FLUSH_INTERVAL`], so that results appear while the work
+//! message per step; a chunk waits at most half a second, so that results appear while the work
 //! goes on. Chunks are bounded, so that no message is ever too large.
 
 use std::{
