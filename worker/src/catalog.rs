@@ -1,6 +1,8 @@
 //! What this build can run, read off the lab's registries.
 
-use sweep_lab::{AnyExperiment, AnyRecipe, Card, EXPERIMENTS, FigureKind, RECIPES, lens::Device};
+use sweep_lab::{
+    AnyExperiment, AnyRecipe, Card, EXPERIMENTS, FigureKind, ParamDef, RECIPES, lens::Device,
+};
 use sweep_proto::pb;
 
 /// The experiment of that name.
@@ -24,7 +26,7 @@ pub fn catalog(device: Device) -> pb::Catalog {
             summary: card.summary.to_owned(),
             source: card.source.to_owned(),
             stage: card.stage.name().to_owned(),
-            params: params(card),
+            params: params(card.params),
             metrics: metrics(card),
             figures: figures(card),
         }
@@ -36,7 +38,7 @@ pub fn catalog(device: Device) -> pb::Catalog {
             version: card.version,
             summary: card.summary.to_owned(),
             source: card.source.to_owned(),
-            params: params(card),
+            params: params(&recipe.param_defs()),
             metrics: metrics(card),
             figures: figures(card),
             population: recipe.population(&recipe.default_params(), device).unwrap_or(1) as u32,
@@ -45,9 +47,8 @@ pub fn catalog(device: Device) -> pb::Catalog {
     pb::Catalog { experiments: experiments.collect(), recipes: recipes.collect() }
 }
 
-fn params(card: &Card) -> Vec<pb::Param> {
-    card.params
-        .iter()
+fn params(defs: &[ParamDef]) -> Vec<pb::Param> {
+    defs.iter()
         .map(|param| pb::Param {
             name: param.name.to_owned(),
             kind: param.kind.name().to_owned(),

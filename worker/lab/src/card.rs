@@ -3,7 +3,7 @@
 //!
 //! Invariant: names are append-only; the meaning of a metric changes only with [`Card::version`].
 
-use sweep_lens::Config;
+use sweep_lens::{Architecture, Config};
 
 use crate::{
     error::{Error, Result},
@@ -68,20 +68,25 @@ impl Stage {
 /// What a model must have for an experiment to make sense.
 #[derive(Debug, Clone, Copy)]
 pub struct Requires {
-    /// Fewest layers.
+    /// Fewest transformer layers.
     pub min_layers: i64,
     /// Needs an MLP in every block.
     pub mlp: bool,
-    /// Only models trained by this recipe.
-    pub recipe: Option<&'static str>,
+    /// Only models trained by one of these recipes; any model if empty.
+    pub recipes: &'static [&'static str],
 }
 
 impl Requires {
     /// Any model.
-    pub const ANY: Self = Self { min_layers: 0, mlp: false, recipe: None };
+    pub const ANY: Self = Self { min_layers: 0, mlp: false, recipes: &[] };
 
     /// Checks a model; `recipe` is the name of the recipe that trained it, if one did.
     pub fn check(&self, card: &str, config: &Config, recipe: Option<&str>) -> Result<()> {
+        if self.min_layers > 0 && config.architecture != Architecture::Transformer {
+            return Err(Error::Unsupported(format!(
+                "`{card}` needs a transformer, the model is a perceptron"
+            )));
+        }
         if config.n_layers < self.min_layers {
             return Err(Error::Unsupported(format!(
                 "`{card}` needs at least {} layers, the model has {}",
@@ -93,13 +98,14 @@ impl Requires {
                 "`{card}` needs MLPs, the model is attention-only"
             )));
         }
-        match self.recipe {
-            Some(needed) if recipe != Some(needed) => Err(Error::Unsupported(format!(
-                "`{card}` needs a model trained by recipe `{needed}`, found {}",
-                recipe.map_or("a model without a recipe".to_owned(), |name| format!("`{name}`"))
-            ))),
-            Some(_) | None => Ok(()),
+        if self.recipes.is_empty() || recipe.is_some_and(|name| self.recipes.contains(&name)) {
+            return Ok(());
         }
+        Err(Error::Unsupported(format!(
+            "`{card}` needs a model trained by recipe `{}`, found {}",
+            self.recipes.join("` or `"),
+            recipe.map_or("a model without a recipe".to_owned(), |name| format!("`{name}`"))
+        )))
     }
 }
 

@@ -18,7 +18,7 @@ pub struct Basis {
     /// f64 `[p, p]`: row 0 constant, rows 2k-1 and 2k are cos and sin of frequency k (D1).
     pub rows: Tensor,
     /// f64 `[p-1, p²]`: rows 2(k-1) and 2(k-1)+1 are `cos w_k(x+y)` and `sin w_k(x+y)` over all pairs,
-    /// each of norm 1 and mutually orthogonal (u and v of D1b).
+    /// each of norm 1 and mutually orthogonal (u and v of D1b). For subtraction, of `x-y`.
     pub sums: Tensor,
 }
 
@@ -26,6 +26,14 @@ impl Basis {
     /// # Errors
     /// If `p` is even or below 3: an even modulus has a frequency without a sine.
     pub fn new(p: i64, device: Device) -> Result<Self> {
+        Self::of_task(p, 1, device)
+    }
+
+    /// The basis of a task that asks for `x + sign * y`: its waves are `cos w_k(x + sign * y)`.
+    ///
+    /// # Errors
+    /// As [`Basis::new`].
+    pub(crate) fn of_task(p: i64, sign: i64, device: Device) -> Result<Self> {
         if p < 3 || p % 2 == 0 {
             return Err(Error::Input(format!(
                 "a Fourier basis needs an odd modulus >= 3, found {p}"
@@ -43,7 +51,7 @@ impl Basis {
         // cos(w(x+y)) has norm p/sqrt(2) over all pairs, and a basis row has norm 1 over Z_p:
         // picking entry (x+y) mod p of a row and dividing by sqrt(p) gives norm 1 over pairs.
         let x = Tensor::arange(p, (Kind::Int64, Device::Cpu));
-        let sum = (x.unsqueeze(1) + x.unsqueeze(0)).remainder(p).flatten(0, -1);
+        let sum = (x.unsqueeze(1) + x.unsqueeze(0) * sign).remainder(p).flatten(0, -1);
         let sums = rows.narrow(0, 1, p - 1).index_select(1, &sum) / (p as f64).sqrt();
         Ok(Self { p, rows: rows.to_device(device), sums: sums.to_device(device) })
     }

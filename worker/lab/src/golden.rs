@@ -6,7 +6,7 @@ use sweep_lens::{Device, Kind, Tensor, Weights};
 
 use crate::{
     curve::fit::{Fits, Model, Points},
-    data::modular::Pairs,
+    data::modular::{Form, Operation, Pairs},
     error::Result,
     fourier::Basis,
     gram::{self, Rows},
@@ -66,7 +66,7 @@ fn progress_measures_equal_the_definitions() {
     let p = golden["p"].as_i64().unwrap();
     let train: Vec<i64> = numbers(&golden["train"]).iter().map(|&row| row as i64).collect();
     let test: Vec<i64> = (0..p * p).filter(|row| !train.contains(row)).collect();
-    let mut pairs = Pairs::new(p, 0.5, 0, Device::Cpu);
+    let mut pairs = Pairs::new(Operation::Add, Form::Sequence, p, 0.5, 0, Device::Cpu);
     (pairs.train, pairs.test) = (Tensor::from_slice(&train), Tensor::from_slice(&test));
     let basis = Basis::new(p, Device::Cpu).unwrap();
     let measurer = Measurer { pairs, basis, device: Device::Cpu };

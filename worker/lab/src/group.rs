@@ -1,13 +1,14 @@
 //! A group of equally shaped models that train as one batch.
 //!
 //! Main type: [`Group`]. Parameters of all models lie in one flat buffer, tensor by tensor and, within a
-//! tensor, model by model; the transformer sees views of it, so that an optimizer step on the buffer
-//! changes the model in place. A group of one is a plain model without a model axis.
+//! tensor, model by model; the model sees views of it, so that an optimizer step on the buffer changes it
+//! in place. Held parameters are put back after every step. A group of one is a plain model without a model axis.
 
 use sweep_lens::{Config, Device, Tensor, Transformer, Weights};
 
 use crate::{
     error::{Error, Result},
+    interventions::{Auxiliary, Penalty, Reference},
     optimizer::{AdamW, AdamWConfig},
     recipe::Objective,
     trainer_state::Progress,
@@ -23,11 +24,13 @@ pub(crate) struct Member {
     pub(crate) weights: Weights,
     /// First and second moments; `None` is zero.
     pub(crate) moments: Option<(Weights, Weights)>,
+    /// 1 where a parameter is held at its value, for every parameter; `None` holds nothing.
+    pub(crate) held: Option<Weights>,
 }
 
 impl Member {
     pub(crate) fn fresh(index: usize, seed: u64, weights: Weights) -> Self {
-        Self { index, seed, weights, moments: None }
+        Self { index, seed, weights, moments: None, held: None }
     }
 }
 
@@ -40,7 +43,19 @@ pub(crate) struct Group {
     leaves: Vec<Tensor>,
     optimizer: AdamW,
     objective: Box<dyn Objective>,
+    /// Factor and auxiliary term.
+    penalty: Option<(f64, Penalty)>,
+    hold: Option<Hold>,
+    has_branched: bool,
     model: Transformer,
+}
+
+/// Parameters that do not move.
+struct Hold {
+    /// 0 at held places, 1 elsewhere; like the parameters.
+    free: Tensor,
+    /// The value at held places, 0 elsewhere.
+    value: Tensor,
 }
 
 /// Place of one named tensor in the flat buffer.
@@ -91,8 +106,44 @@ impl Group {
         } else {
             Transformer::new(config, weights)?
         };
+        let hold = if members.iter().any(|member| member.held.is_some()) {
+            let held = pack(&|member| member.held.as_ref())?;
+            Some(Hold { value: &flat * &held, free: 1.0 - held })
+        } else {
+            None
+        };
         let members = members.iter().map(|member| member.index).collect();
-        Ok(Self { members, layout, flat, leaves, optimizer, objective, model })
+        Ok(Self {
+            members,
+            layout,
+            flat,
+            leaves,
+            optimizer,
+            objective,
+            penalty: None,
+            hold,
+            has_branched: false,
+            model,
+        })
+    }
+
+    /// Adds `factor` times an auxiliary term to the loss.
+    pub(crate) fn penalise(&mut self, factor: f64, penalty: Penalty) {
+        self.penalty = Some((factor, penalty));
+    }
+
+    /// The recipe's auxiliary term.
+    pub(crate) fn penalty(&self, term: &Auxiliary) -> Result<Penalty> {
+        self.objective.penalty(term)
+    }
+
+    /// Takes the data in the order of `seed` from here on; only the first call does anything.
+    pub(crate) fn branch(&mut self, seed: u64) -> Result<()> {
+        if !self.has_branched {
+            reorder(self.objective.as_mut(), &vec![seed; self.members.len()])?;
+            self.has_branched = true;
+        }
+        Ok(())
     }
 
     pub(crate) fn config(&self) -> &Config {
@@ -101,7 +152,22 @@ impl Group {
 
     /// The update that leads from `step` to `step + 1`.
     pub(crate) fn update(&mut self, step: u64, lr: f64) {
-        let loss = self.objective.loss(&self.model, step);
+        let mut loss = self.objective.loss(&self.model, step);
+        if let Some((factor, penalty)) = &self.penalty {
+            loss += penalty(&self.model) * *factor;
+        }
+        let gradient = self.gradient(&loss);
+        self.optimizer.step(&mut self.flat, &gradient, lr, step + 1);
+        if let Some(Hold { free, value }) = &self.hold {
+            tch::no_grad(|| {
+                let _ = self.flat.g_mul_(free);
+                let _ = self.flat.g_add_(value);
+            });
+        }
+    }
+
+    /// Gradient of the losses of all models, laid out like the parameters.
+    fn gradient(&self, loss: &Tensor) -> Tensor {
         // Models are independent, so the gradient of all losses at once is each model's own.
         let gradients = Tensor::run_backward(&[loss], &self.leaves, false, false);
         let pieces: Vec<Tensor> = gradients
@@ -116,7 +182,18 @@ impl Group {
                 }
             })
             .collect();
-        self.optimizer.step(&mut self.flat, &Tensor::cat(&pieces, 0), lr, step + 1);
+        Tensor::cat(&pieces, 0)
+    }
+
+    /// Weights of each model and the gradient of its training loss at `step`, on the CPU.
+    pub(crate) fn references(&self, step: u64) -> Vec<Reference> {
+        let gradient = self.gradient(&self.objective.loss(&self.model, step));
+        (0..self.members.len())
+            .map(|model| Reference {
+                weights: self.weights(model).to_device(Device::Cpu),
+                gradient: self.unpack(&gradient, model).to_device(Device::Cpu),
+            })
+            .collect()
     }
 
     pub(crate) fn evaluate(&self) -> Vec<(&'static str, Tensor)> {
@@ -150,7 +227,13 @@ impl Group {
             weights: self.weights(model),
             exp_avg: self.unpack(&self.optimizer.exp_avg, model),
             exp_avg_sq: self.unpack(&self.optimizer.exp_avg_sq, model),
+            held: self.held(model).unwrap_or_default(),
         }
+    }
+
+    /// 1 where a parameter of a model is held.
+    fn held(&self, model: usize) -> Option<Weights> {
+        self.hold.as_ref().map(|hold| self.unpack(&(1.0 - &hold.free), model))
     }
 
     /// One model with its optimizer state, to form another group.
@@ -163,6 +246,7 @@ impl Group {
                 self.unpack(&self.optimizer.exp_avg, model),
                 self.unpack(&self.optimizer.exp_avg_sq, model),
             )),
+            held: self.held(model),
         }
     }
 
@@ -176,6 +260,14 @@ impl Group {
             })
             .collect()
     }
+}
+
+/// Lets an objective take its data in another order.
+pub(crate) fn reorder(objective: &mut dyn Objective, seeds: &[u64]) -> Result<()> {
+    if objective.reorder(seeds) {
+        return Ok(());
+    }
+    Err(Error::params("branch_step", "the recipe takes all its data in every step, in no order"))
 }
 
 fn layout(weights: &Weights, n_models: i64) -> Vec<Slot> {

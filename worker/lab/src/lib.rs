@@ -23,6 +23,8 @@ pub mod fourier;
 mod golden;
 mod gram;
 mod group;
+mod interventions;
+mod modular;
 pub mod optimizer;
 mod params;
 mod progress_measures;
@@ -45,6 +47,7 @@ pub use crate::{
         Analysis, AnyExperiment, Experiment, Inputs, Observer, Procedure, Subject, TokenSet,
     },
     experiments::EXPERIMENTS,
+    interventions::{Auxiliary, Interventions, Measure, Penalty},
     params::{MetricName, NoParams, ParamDef, ParamKind, ParamSet, ParamType},
     recipe::{AnyRecipe, Objective, Plan, Recipe},
     recipes::RECIPES,

@@ -38,9 +38,9 @@ impl ParamKind {
             Self::Float => "float",
             Self::Bool => "bool",
             Self::Text => "text",
-            Self::IntList => "int_list",
-            Self::FloatList => "float_list",
-            Self::TextList => "text_list",
+            Self::IntList => "int-list",
+            Self::FloatList => "float-list",
+            Self::TextList => "text-list",
             Self::Metric => "metric",
         }
     }
@@ -321,7 +321,7 @@ mod tests {
             (json!({"metric": "x.y", "count": 0}), "count", "minimum 1"),
             (json!({"metric": "x.y", "count": 10}), "count", "maximum 9"),
             (json!({"metric": "x.y", "rates": [0.1, -1.0]}), "rates", "below"),
-            (json!({"metric": "x.y", "rates": [0.1, "x"]}), "rates", "float_list"),
+            (json!({"metric": "x.y", "rates": [0.1, "x"]}), "rates", "float-list"),
             (json!({"metric": "x.y", "of": "c"}), "of", "a, b"),
             (json!({"metric": "nodot"}), "metric", "experiment.metric"),
             (json!({}), "metric", "found nothing"),

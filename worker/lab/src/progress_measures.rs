@@ -11,11 +11,10 @@ use sweep_lens::{
 
 use crate::{
     curve::transition::quantile,
-    data::modular::Pairs,
+    data::modular::{Operation, Pairs},
     error::{Error, Result},
     fourier::{Basis, gini},
-    params,
-    recipes::modular_addition::{self, nll},
+    modular::{self, nll},
     value::to_vec,
 };
 
@@ -84,20 +83,24 @@ impl Neurons {
 }
 
 impl Measurer {
-    /// Rebuilds the task of a `modular-addition` checkpoint from what the recipe recorded.
+    /// Rebuilds the task of a checkpoint from what its recipe recorded.
+    ///
+    /// # Errors
+    /// Multiplication and the quadratic form: their answers are no waves over sums or differences, so
+    /// that the Fourier circuit that is measured here does not exist.
     pub(crate) fn new(checkpoint: &Checkpoint, device: Device) -> Result<Self> {
-        let entry = |name: &str| {
-            checkpoint.extra.get(name).ok_or_else(|| {
-                Error::Input(format!("the checkpoint's record of its training lacks `{name}`"))
-            })
+        let pairs = modular::pairs(&checkpoint.extra, device)?;
+        let sign = match pairs.operation {
+            Operation::Add => 1,
+            Operation::Subtract => -1,
+            operation @ (Operation::Multiply | Operation::Quadratic) => {
+                return Err(Error::Unsupported(format!(
+                    "the Fourier circuit of addition and subtraction is looked for, the model was \
+                     trained on {operation:?}"
+                )));
+            }
         };
-        let params: modular_addition::Params = params::decode(entry("params")?)?;
-        let seed = entry("seed")?;
-        let seed = seed.as_u64().ok_or_else(|| {
-            Error::Input(format!("the checkpoint's seed is {seed}, expected an integer"))
-        })?;
-        let pairs = params.pairs(seed, device);
-        let basis = Basis::new(params.p, device)?;
+        let basis = Basis::of_task(pairs.p, sign, device)?;
         Ok(Self { pairs, basis, device })
     }
 
@@ -154,7 +157,7 @@ impl Measurer {
         let rest = logits - &key;
         let restricted =
             nll(&(&key + rest.mean_dim(&[0i64][..], true, Kind::Double)), &pairs.labels);
-        let embed = weights.require("embed.W_E")?.narrow(0, 0, pairs.p).to_device(self.device);
+        let embed = modular::embedding(weights)?.narrow(0, 0, pairs.p).to_device(self.device);
         let embed_norms = to_vec(&basis.norms(&embed));
         let neuron_logit_norms = to_vec(&basis.norms(&self.neuron_logit_map(weights)?));
         Ok(Measures {
@@ -204,15 +207,21 @@ impl Measurer {
         mean(&nll(&logits.index_select(0, rows), &self.pairs.labels.index_select(0, rows)), None)
     }
 
-    /// W_L = W_out W_U of the last layer, transposed: f64 `[p, d_mlp]`.
+    /// W_L = W_out W_U of the last layer, transposed: f64 `[p, d_mlp]`. The last map of a perceptron.
     fn neuron_logit_map(&self, weights: &Weights) -> Result<Tensor> {
-        let last = weights
-            .names()
-            .filter(|name| name.ends_with(".mlp.W_out"))
-            .max_by_key(|name| name.split('.').nth(1).and_then(|layer| layer.parse::<u32>().ok()));
-        let w_out = weights.require(last.unwrap_or("blocks.0.mlp.W_out"))?;
-        let w_u = weights.require("unembed.W_U")?;
-        let map = w_out.to_kind(Kind::Double).matmul(&w_u.to_kind(Kind::Double));
+        let last = |suffix: &str| {
+            weights
+                .names()
+                .filter(|name| name.ends_with(suffix))
+                .max_by_key(|name| name.split('.').nth(1).and_then(|at| at.parse::<u32>().ok()))
+        };
+        let map = match weights.get("unembed.W_U") {
+            Some(w_u) => {
+                let w_out = weights.require(last(".mlp.W_out").unwrap_or("blocks.0.mlp.W_out"))?;
+                w_out.to_kind(Kind::Double).matmul(&w_u.to_kind(Kind::Double))
+            }
+            None => weights.require(last(".W").unwrap_or("layers.1.W"))?.to_kind(Kind::Double),
+        };
         Ok(map.transpose(0, 1).to_device(self.device))
     }
 }
@@ -244,11 +253,12 @@ mod tests {
     use std::f64::consts::TAU;
 
     use super::*;
+    use crate::data::modular::Form;
 
     /// A task and the logits of a model that has learned the given amplitudes perfectly.
     fn planted(p: i64, amplitudes: &[(i64, f64)], neurons: &[(i64, f64)]) -> (Measurer, Outputs) {
         let device = Device::Cpu;
-        let pairs = Pairs::new(p, 0.4, 5, device);
+        let pairs = Pairs::new(Operation::Add, Form::Sequence, p, 0.4, 5, device);
         let basis = Basis::new(p, device).unwrap();
         let (mut logits, mut acts) = (Vec::new(), Vec::new());
         for x in 0..p {

@@ -7,10 +7,11 @@ use sweep_lens::{Config, Device, Tensor, Transformer, Weights};
 
 use crate::{
     card::Card,
-    error::Result,
+    error::{Error, Result},
     experiment::TokenSet,
+    interventions::{self, Auxiliary, Interventions, Penalty},
     optimizer::{AdamWConfig, Schedule},
-    params::{self, ParamSet},
+    params::{self, ParamDef, ParamSet},
 };
 
 /// One way to train a model.
@@ -20,6 +21,12 @@ pub trait Recipe: Send + Sync + 'static {
     /// Identity, documentation and the metrics streamed while training; `train_loss`,
     /// `weight_norm` and `lr` among them.
     const CARD: &'static Card;
+
+    /// Checks relations between parameters that no limit of a single one can express.
+    fn check(&self, params: &Self::Params) -> Result<()> {
+        let _ = params;
+        Ok(())
+    }
 
     /// Architecture.
     fn config(&self, params: &Self::Params) -> Config;
@@ -52,8 +59,25 @@ pub trait Objective {
     /// batch is a function of `step`.
     fn loss(&self, model: &Transformer, step: u64) -> Tensor;
 
-    /// Named metrics of every model, f64 `[n_models]` each; called without gradients. `train_loss` is
-    /// one of them. `weight_norm` and `lr` are added by the training loop.
+    /// An auxiliary loss term. Only recipes whose answers are waves over their inputs have any.
+    ///
+    /// # Errors
+    /// A term that the recipe does not have, or frequencies that do not exist.
+    fn penalty(&self, term: &Auxiliary) -> Result<Penalty> {
+        let name = format!("{:?}", term.measure);
+        Err(Error::params("aux", format!("the recipe has no Fourier circuit for the term {name}")))
+    }
+
+    /// Lets the data come in the order of other seeds, one per model, from the next batch on (D33); what
+    /// they are drawn from stays. Returns false if there is no order, as in full-batch training.
+    fn reorder(&mut self, seeds: &[u64]) -> bool {
+        let _ = seeds;
+        false
+    }
+
+    /// Named metrics of every model, `[n_models, …]` each with the axes that the card declares behind
+    /// the model axis (which a plain model has too, of length 1); called without gradients. `train_loss`
+    /// is one of them. `weight_norm` and `lr` are added by the training loop.
     fn evaluate(&self, model: &Transformer) -> Vec<(&'static str, Tensor)>;
 }
 
@@ -74,12 +98,17 @@ pub struct Plan {
 pub trait AnyRecipe: Send + Sync {
     /// Identity and documentation.
     fn card(&self) -> &'static Card;
-    /// All defaults.
+    /// Its own parameters, then the interventions.
+    fn param_defs(&self) -> Vec<ParamDef>;
+    /// All defaults of its own parameters.
     fn default_params(&self) -> serde_json::Value;
     /// Strictly checks parameters without running anything.
     fn check_params(&self, params: &serde_json::Value) -> Result<()>;
-    /// Parameters with defaults filled in: equal settings give equal JSON.
+    /// Own parameters with defaults filled in and the interventions that there are: equal settings give
+    /// equal JSON.
     fn canonical_params(&self, params: &serde_json::Value) -> Result<serde_json::Value>;
+    /// The interventions among the parameters.
+    fn interventions(&self, params: &serde_json::Value) -> Result<Interventions>;
     /// See [`Recipe::config`].
     fn config(&self, params: &serde_json::Value) -> Result<Config>;
     /// See [`Recipe::init`].
@@ -99,9 +128,18 @@ pub trait AnyRecipe: Send + Sync {
     fn population(&self, params: &serde_json::Value, device: Device) -> Result<usize>;
 }
 
+/// A recipe's own parameters, interventions left aside.
+fn own<R: Recipe>(params: &serde_json::Value) -> Result<R::Params> {
+    params::decode(&interventions::without(params))
+}
+
 impl<R: Recipe> AnyRecipe for R {
     fn card(&self) -> &'static Card {
         R::CARD
+    }
+
+    fn param_defs(&self) -> Vec<ParamDef> {
+        [R::Params::DEFS, Interventions::DEFS].concat()
     }
 
     fn default_params(&self) -> serde_json::Value {
@@ -109,24 +147,36 @@ impl<R: Recipe> AnyRecipe for R {
     }
 
     fn check_params(&self, params: &serde_json::Value) -> Result<()> {
-        let params: R::Params = params::decode(params)?;
-        Ok(Recipe::config(self, &params).validate()?)
+        let own = own::<R>(params)?;
+        Recipe::check(self, &own)?;
+        let config = Recipe::config(self, &own);
+        config.validate()?;
+        Interventions::decode(params)?.check(&config)
     }
 
     fn canonical_params(&self, params: &serde_json::Value) -> Result<serde_json::Value> {
-        params::canonical::<R::Params>(params)
+        let mut canonical = params::canonical::<R::Params>(&interventions::without(params))?;
+        let changed = Interventions::decode(params)?.changed()?;
+        if let Some(canonical) = canonical.as_object_mut() {
+            canonical.extend(changed);
+        }
+        Ok(canonical)
+    }
+
+    fn interventions(&self, params: &serde_json::Value) -> Result<Interventions> {
+        Interventions::decode(params)
     }
 
     fn config(&self, params: &serde_json::Value) -> Result<Config> {
-        Ok(Recipe::config(self, &params::decode(params)?))
+        Ok(Recipe::config(self, &own::<R>(params)?))
     }
 
     fn init(&self, params: &serde_json::Value, seed: u64) -> Result<Weights> {
-        Ok(Recipe::init(self, &params::decode(params)?, seed))
+        Ok(Recipe::init(self, &own::<R>(params)?, seed))
     }
 
     fn plan(&self, params: &serde_json::Value) -> Result<Plan> {
-        Ok(Recipe::plan(self, &params::decode(params)?))
+        Ok(Recipe::plan(self, &own::<R>(params)?))
     }
 
     fn objective(
@@ -135,14 +185,14 @@ impl<R: Recipe> AnyRecipe for R {
         seeds: &[u64],
         device: Device,
     ) -> Result<Box<dyn Objective>> {
-        Recipe::objective(self, &params::decode(params)?, seeds, device)
+        Recipe::objective(self, &own::<R>(params)?, seeds, device)
     }
 
     fn probe(&self, params: &serde_json::Value, device: Device) -> Result<TokenSet> {
-        Ok(Recipe::probe(self, &params::decode(params)?, device))
+        Ok(Recipe::probe(self, &own::<R>(params)?, device))
     }
 
     fn population(&self, params: &serde_json::Value, device: Device) -> Result<usize> {
-        Ok(Recipe::population(self, &params::decode(params)?, device).max(1))
+        Ok(Recipe::population(self, &own::<R>(params)?, device).max(1))
     }
 }

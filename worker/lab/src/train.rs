@@ -11,12 +11,13 @@
 //!   state that says so, and is taken out of the group; the others go on.
 
 use serde_json::Value as Json;
-use sweep_lens::{Device, Tensor, checkpoint};
+use sweep_lens::{Device, Kind, Tensor, checkpoint};
 
 use crate::{
     error::{Error, Result, catch},
-    group::{Group, Member},
-    recipe::{AnyRecipe, Plan},
+    group::{Group, Member, reorder},
+    interventions::{self, Interventions, Reference},
+    recipe::{AnyRecipe, Objective, Plan},
     sink::check_metric,
     trainer_state::{NonFinite, Progress, RunIdentity, TrainerState},
     value::{Value, to_vec},
@@ -113,7 +114,9 @@ pub fn train(
     sink: &mut dyn TrainSink,
 ) -> Result<Vec<SeedOutcome>> {
     let params = recipe.canonical_params(params)?;
+    recipe.check_params(&params)?;
     let plan = recipe.plan(&params)?;
+    let interventions = recipe.interventions(&params)?;
     if let Some(&step) = checkpoints.steps.last().filter(|&&step| step > plan.steps) {
         return Err(Error::params(
             "steps",
@@ -133,6 +136,7 @@ pub fn train(
             params: &params,
             seeds,
             plan,
+            interventions,
             checkpoints,
             device,
             sink,
@@ -143,11 +147,19 @@ pub fn train(
     })
 }
 
+/// What is left to train after the edit of the initial weights.
+enum Edited {
+    Members(Vec<Member>),
+    /// The caller wanted to leave; nothing has begun.
+    Drained,
+}
+
 struct TrainingRun<'a> {
     recipe: &'a dyn AnyRecipe,
     params: &'a Json,
     seeds: &'a [u64],
     plan: Plan,
+    interventions: Interventions,
     checkpoints: &'a CheckpointPlan,
     device: Device,
     sink: &'a mut dyn TrainSink,
@@ -156,7 +168,16 @@ struct TrainingRun<'a> {
 
 impl TrainingRun<'_> {
     fn run(&mut self, resume: &[Option<Vec<u8>>]) -> Result<()> {
+        if self.interventions.branch().is_some() {
+            // Says at once that there is no order to change, not when the branch comes.
+            reorder(self.objective(&[0])?.as_mut(), &[0])?;
+        }
         let (members, start) = self.members(resume)?;
+        let members = if start.is_none() { self.edit(members)? } else { Edited::Members(members) };
+        let members = match members {
+            Edited::Members(members) => members,
+            Edited::Drained => return Ok(()),
+        };
         let Some(mut group) = self.group(members)? else { return Ok(()) };
         let total = self.plan.steps;
         let mut step = start.unwrap_or(0);
@@ -181,10 +202,76 @@ impl TrainingRun<'_> {
                     return Ok(());
                 }
             }
+            if let Some((at, seed)) = self.interventions.branch()
+                && step >= at
+            {
+                group.branch(seed)?;
+            }
             group.update(step, self.plan.schedule.lr(step));
             step += 1;
             is_reported = false;
         }
+    }
+
+    /// Edits the initial weights of members that start, after a reference run where one is needed.
+    fn edit(&mut self, members: Vec<Member>) -> Result<Edited> {
+        if !self.interventions.has_edit() || members.is_empty() {
+            return Ok(Edited::Members(members));
+        }
+        let mut references = Vec::new();
+        if interventions::needs_reference(&self.interventions) {
+            let copies = members.iter().map(|m| Member::fresh(m.index, m.seed, m.weights.copy()));
+            match self.references(copies.collect())? {
+                Some(found) => references = found,
+                None => return Ok(Edited::Drained),
+            }
+        }
+        let config = self.recipe.config(self.params)?;
+        let fresh = |seed| self.recipe.init(self.params, seed);
+        let mut edited = Vec::new();
+        for (place, member) in members.into_iter().enumerate() {
+            let reference = references.get(place);
+            if let Some(Err(error)) = reference.map(|r| r.weights.check_finite()) {
+                self.outcomes[member.index] = SeedOutcome::Failed { step: 0 };
+                self.sink.failed(member.index, 0, error.into())?;
+                continue;
+            }
+            let Member { index, seed, weights, .. } = member;
+            let (weights, chosen) = interventions::apply(
+                &self.interventions,
+                &config,
+                &weights,
+                seed,
+                reference,
+                &fresh,
+            )?;
+            let held = self.interventions.edit_hold.then_some(chosen);
+            edited.push(Member { index, seed, weights, moments: None, held });
+        }
+        Ok(Edited::Members(edited))
+    }
+
+    /// Trains copies without edit and without a word; `None` if the caller wants to leave.
+    fn references(&mut self, members: Vec<Member>) -> Result<Option<Vec<Reference>>> {
+        let steps = u64::try_from(self.interventions.edit_reference_steps);
+        let steps = steps.unwrap_or(self.plan.steps);
+        let Some(mut group) = self.group(members)? else { return Ok(Some(Vec::new())) };
+        for step in 0..steps {
+            match self.sink.signal(0, self.plan.steps) {
+                Signal::Continue => {}
+                Signal::Cancel => return Err(Error::Cancelled),
+                Signal::Drain => {
+                    self.end(&group, SeedOutcome::Drained { step: 0 });
+                    return Ok(None);
+                }
+            }
+            group.update(step, self.plan.schedule.lr(step));
+        }
+        Ok(Some(group.references(steps)))
+    }
+
+    fn objective(&self, seeds: &[u64]) -> Result<Box<dyn Objective>> {
+        self.recipe.objective(self.params, seeds, self.device)
     }
 
     /// The seeds that still run, and the step they resume at (`None`: from the start).
@@ -193,7 +280,10 @@ impl TrainingRun<'_> {
         let mut start: Option<Option<u64>> = None;
         for (index, &seed) in self.seeds.iter().enumerate() {
             let (member, step) = match resume.get(index).and_then(Option::as_ref) {
-                None => (Member::fresh(index, seed, self.recipe.init(self.params, seed)?), None),
+                None => {
+                    let init_seed = self.interventions.seed_of_init(seed);
+                    (Member::fresh(index, seed, self.recipe.init(self.params, init_seed)?), None)
+                }
                 Some(bytes) => {
                     let file = format!("trainer state of seed {seed}");
                     let state = TrainerState::decode(&file, bytes, &self.identity(seed))?;
@@ -203,10 +293,11 @@ impl TrainingRun<'_> {
                             self.sink.failed(index, state.step, failure.error(state.step))?;
                             continue;
                         }
-                        Progress::Running { weights, exp_avg, exp_avg_sq } => (
-                            Member { index, seed, weights, moments: Some((exp_avg, exp_avg_sq)) },
-                            Some(state.step),
-                        ),
+                        Progress::Running { weights, exp_avg, exp_avg_sq, held } => {
+                            let moments = Some((exp_avg, exp_avg_sq));
+                            let held = Some(held).filter(|held| !held.is_empty());
+                            (Member { index, seed, weights, moments, held }, Some(state.step))
+                        }
                     }
                 }
             };
@@ -231,9 +322,17 @@ impl TrainingRun<'_> {
             return Ok(None);
         }
         let seeds: Vec<u64> = members.iter().map(|member| member.seed).collect();
-        let objective = self.recipe.objective(self.params, &seeds, self.device)?;
+        let objective = self.objective(&seeds)?;
         let config = self.recipe.config(self.params)?;
-        Group::new(config, members, objective, self.plan.optimizer, self.device).map(Some)
+        let mut group = Group::new(config, members, objective, self.plan.optimizer, self.device)?;
+        let factor = self.interventions.aux_weight;
+        if let Some(term) = self.interventions.auxiliary() {
+            let penalty = group.penalty(&term)?;
+            group.penalise(factor, penalty);
+        } else if self.interventions.penalises_norm() {
+            group.penalise(factor, interventions::norm_penalty());
+        }
+        Ok(Some(group))
     }
 
     fn is_due(&self, step: u64) -> bool {
@@ -246,22 +345,31 @@ impl TrainingRun<'_> {
     fn report(&mut self, group: Group, step: u64) -> Result<Option<Group>> {
         let mut metrics = tch::no_grad(|| group.evaluate());
         metrics.push(("weight_norm", group.sum_squared_weights()));
-        let names: Vec<&str> = metrics.iter().map(|metric| metric.0).collect();
-        // One tensor, so that the device is waited for once.
-        let columns: Vec<Tensor> = metrics.iter().map(|metric| metric.1.view([-1])).collect();
-        let table = to_vec(&Tensor::stack(&columns, 0));
         let n_models = group.members.len();
+        // One tensor, so that the device is waited for once.
+        let columns: Vec<Tensor> = metrics
+            .iter()
+            .map(|(_, values)| values.to_kind(Kind::Double).reshape([n_models as i64, -1]))
+            .collect();
+        let table = to_vec(&Tensor::cat(&columns, 1));
+        let row = table.len() / n_models;
         let mut failures: Vec<Option<NonFinite>> = vec![None; n_models];
         for (model, &index) in group.members.iter().enumerate() {
-            for (row, name) in names.iter().enumerate() {
-                let value = table[row * n_models + model];
-                self.metric(index, name, step, value)?;
+            let mut cells = &table[model * row..][..row];
+            for (name, values) in &metrics {
+                let shape: Vec<usize> =
+                    values.size().iter().skip(1).map(|&length| length as usize).collect();
+                let (data, rest) = cells.split_at(shape.iter().product());
+                cells = rest;
                 let is_vital = ["train_loss", "weight_norm"].contains(name);
-                if is_vital && !value.is_finite() && failures[model].is_none() {
+                let wrong = data.iter().find(|value| is_vital && !value.is_finite());
+                if let (Some(&value), None) = (wrong, &failures[model]) {
                     failures[model] = Some(NonFinite { what: (*name).to_owned(), value });
                 }
+                let labels = vec![None; shape.len()];
+                self.metric(index, name, step, Value::array(shape, data.to_vec(), labels))?;
             }
-            self.metric(index, "lr", step, self.plan.schedule.lr(step))?;
+            self.metric(index, "lr", step, Value::scalar(self.plan.schedule.lr(step)))?;
         }
         let Some(group) = self.drop_failed(group, &failures, step)? else { return Ok(None) };
         if self.checkpoints.steps.binary_search(&step).is_ok() {
@@ -276,8 +384,7 @@ impl TrainingRun<'_> {
         Ok(Some(group))
     }
 
-    fn metric(&mut self, index: usize, name: &str, step: u64, value: f64) -> Result<()> {
-        let value = Value::scalar(value);
+    fn metric(&mut self, index: usize, name: &str, step: u64, value: Value) -> Result<()> {
         check_metric(self.recipe.card(), name, &value)?;
         self.sink.metric(index, name, step, value)
     }

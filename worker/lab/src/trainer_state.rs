@@ -1,5 +1,5 @@
-//! The exact state of one seed's training between two steps, as a file: parameters and both moments,
-//! or the record that the seed has failed. Resuming from it continues the same run.
+//! The exact state of one seed's training between two steps, as a file: parameters, both moments and
+//! held places, or the record that the seed has failed. Resuming from it continues the same run.
 //!
 //! Main type: [`TrainerState`]. The format is that of [`sweep_lens::tensor_file`], so a damaged file is an
 //! error naming the tensor; a state of another recipe, parameter set or seed is refused.
@@ -61,6 +61,8 @@ pub(crate) enum Progress {
         exp_avg: Weights,
         /// Second moment.
         exp_avg_sq: Weights,
+        /// Places that are held, 1 where they are; empty if none is.
+        held: Weights,
     },
     /// Failed for good; says why.
     Failed(NonFinite),
@@ -82,7 +84,7 @@ impl NonFinite {
     }
 }
 
-const PARTS: [&str; 3] = ["weights", "exp_avg", "exp_avg_sq"];
+const PARTS: [&str; 4] = ["weights", "exp_avg", "exp_avg_sq", "held"];
 
 impl TrainerState {
     /// Writes the state of run `identity`.
@@ -94,8 +96,8 @@ impl TrainerState {
         ]);
         let mut named: Vec<(String, &Tensor)> = Vec::new();
         match &self.progress {
-            Progress::Running { weights, exp_avg, exp_avg_sq } => {
-                for (part, tensors) in PARTS.iter().zip([weights, exp_avg, exp_avg_sq]) {
+            Progress::Running { weights, exp_avg, exp_avg_sq, held } => {
+                for (part, tensors) in PARTS.iter().zip([weights, exp_avg, exp_avg_sq, held]) {
                     named.extend(tensors.iter().map(|(name, t)| (format!("{part}/{name}"), t)));
                 }
             }
@@ -149,8 +151,8 @@ impl TrainerState {
             };
             parts[index].insert(rest, tensor);
         }
-        let [weights, exp_avg, exp_avg_sq] = parts;
-        Ok(Self { step, progress: Progress::Running { weights, exp_avg, exp_avg_sq } })
+        let [weights, exp_avg, exp_avg_sq, held] = parts;
+        Ok(Self { step, progress: Progress::Running { weights, exp_avg, exp_avg_sq, held } })
     }
 }
 
@@ -171,11 +173,15 @@ mod tests {
             weights: weights(0.1),
             exp_avg: weights(0.2),
             exp_avg_sq: weights(0.3),
+            held: weights(1.0),
         };
         let bytes = TrainerState { step: 9, progress }.encode(&identity(1)).unwrap();
         let state = TrainerState::decode("state", &bytes, &identity(1)).unwrap();
-        let Progress::Running { exp_avg, .. } = &state.progress else { panic!("not running") };
+        let Progress::Running { exp_avg, held, .. } = &state.progress else {
+            panic!("not running")
+        };
         assert_eq!((state.step, exp_avg.get("embed.W_E").unwrap().double_value(&[0])), (9, 0.2));
+        assert_eq!(held.get("embed.W_E").unwrap().double_value(&[0]), 1.0);
         let other = TrainerState::decode("state", &bytes, &identity(2)).unwrap_err();
         assert!(other.to_string().contains("expected") && other.to_string().contains("state"));
         assert!(TrainerState::decode("state", &bytes[..bytes.len() - 3], &identity(1)).is_err());

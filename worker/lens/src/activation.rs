@@ -12,6 +12,7 @@ impl ActFn {
     /// `[…, d_mlp]` to the same.
     pub fn apply(self, x: &Tensor) -> Tensor {
         match self {
+            ActFn::Identity => x.shallow_clone(),
             ActFn::Relu => x.relu(),
             ActFn::Gelu => x.gelu("none"),
             ActFn::GeluNew => x.gelu("tanh"),

@@ -1,4 +1,4 @@
-//! The description of a transformer's architecture.
+//! The description of a model's architecture: a transformer, or a plain multi-layer perceptron.
 //!
 //! [`Config`] has one field per choice and no hidden defaults: what is written into a checkpoint says
 //! everything that is needed to run it. [`Config::validate`] is called wherever a model is built, so
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// Architecture of a transformer; field names are TransformerLens'.
+/// Architecture of a model; field names are TransformerLens'.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(
@@ -17,7 +17,10 @@ use crate::error::{Error, Result};
     reason = "independent choices with TransformerLens' names"
 )]
 pub struct Config {
-    /// Number of blocks; 0 is the bigram model.
+    /// What kind of network the other fields describe.
+    #[serde(default, skip_serializing_if = "Architecture::is_transformer")]
+    pub architecture: Architecture,
+    /// Number of blocks; 0 is the bigram model. Hidden layers of an MLP.
     pub n_layers: i64,
     /// Width of the residual stream.
     pub d_model: i64,
@@ -59,10 +62,34 @@ pub struct Config {
     pub default_prepend_bos: bool,
 }
 
+/// Kind of network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Architecture {
+    /// Embedding, residual blocks, unembedding.
+    #[default]
+    Transformer,
+    /// A chain of affine maps: `n_layers` hidden layers of `d_mlp` neurons between `d_vocab` inputs and
+    /// `d_vocab_out` outputs. An example is the set of its active inputs, at most `n_ctx` tokens; token
+    /// `d_vocab` stands for none. There is neither attention nor a residual stream: `d_model` is
+    /// `d_mlp`, and whatever describes heads and positions is unused.
+    Mlp,
+}
+
+impl Architecture {
+    /// Whether it is a transformer; files of transformers look as they did before there was a choice.
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+    fn is_transformer(&self) -> bool {
+        *self == Architecture::Transformer
+    }
+}
+
 /// Non-linearity of the MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ActFn {
+    /// None: a chain of linear maps.
+    Identity,
     /// `max(x, 0)`.
     Relu,
     /// Gaussian error linear unit, exact (by the error function).
@@ -151,6 +178,7 @@ impl Config {
     pub fn toy(n_layers: i64, d_model: i64, n_heads: i64, d_vocab: i64, n_ctx: i64) -> Self {
         let d_head = d_model / n_heads.max(1);
         Config {
+            architecture: Architecture::Transformer,
             n_layers,
             d_model,
             n_heads,
@@ -171,6 +199,18 @@ impl Config {
             attn_scale: (d_head as f64).sqrt(),
             scale_attn_by_inverse_layer_idx: false,
             default_prepend_bos: false,
+        }
+    }
+
+    /// A multi-layer perceptron with ReLU: `n_layers` hidden layers of `d_mlp` neurons that read the
+    /// sum of `n_ctx` of `d_vocab` inputs. Change what differs by struct update.
+    pub fn mlp(n_layers: i64, d_vocab: i64, d_mlp: i64, d_vocab_out: i64, n_ctx: i64) -> Self {
+        Config {
+            architecture: Architecture::Mlp,
+            d_mlp,
+            d_vocab_out,
+            positional: Positional::None,
+            ..Config::toy(n_layers, d_mlp, 1, d_vocab, n_ctx)
         }
     }
 
@@ -206,6 +246,7 @@ impl Config {
             )));
         }
         self.validate_mlp()?;
+        self.validate_architecture()?;
         self.validate_positional()?;
         for (name, value) in [("eps", self.eps), ("attn_scale", self.attn_scale)] {
             if !(value.is_finite() && value > 0.0) {
@@ -246,6 +287,35 @@ impl Config {
             return Err(Error::Config("act_fn solu_ln has no gated form".to_owned()));
         }
         Ok(())
+    }
+
+    fn validate_architecture(&self) -> Result<()> {
+        if self.architecture == Architecture::Transformer {
+            return Ok(());
+        }
+        let wrong = |text: String| Err(Error::Config(format!("architecture mlp: {text}")));
+        if self.n_layers < 1 {
+            return wrong(format!("n_layers is {}, expected at least 1", self.n_layers));
+        }
+        if self.d_model != self.d_mlp {
+            return wrong(format!("d_model is {}, expected d_mlp {}", self.d_model, self.d_mlp));
+        }
+        let is_plain = !self.gated_mlp
+            && !self.attn_only
+            && !self.parallel_attn_mlp
+            && self.act_fn != ActFn::SoluLn
+            && self.positional == Positional::None
+            && self.final_normalization == Normalization::None
+            && matches!(self.normalization, Normalization::None | Normalization::LnPre);
+        if is_plain {
+            Ok(())
+        } else {
+            wrong(
+                "expected neither gates, SoLU, positions nor norms with parameters, and \
+                 neither attn_only nor parallel_attn_mlp"
+                    .to_owned(),
+            )
+        }
     }
 
     fn validate_positional(&self) -> Result<()> {
@@ -313,6 +383,28 @@ mod tests {
             |c| c.positional = rotary(4, RotaryScaling::Linear { factor: 0.0 }),
             "rotary factor is 0",
         );
+    }
+
+    #[test]
+    fn a_perceptron_has_no_use_for_what_transformers_have() {
+        let mlp = Config::mlp(1, 10, 16, 5, 2);
+        mlp.validate().unwrap();
+        let text = serde_json::to_string(&mlp).unwrap();
+        assert!(text.contains(r#""architecture":"mlp""#), "{text}");
+        assert_eq!(serde_json::from_str::<Config>(&text).unwrap(), mlp);
+        assert!(
+            !serde_json::to_string(&Config::toy(1, 16, 2, 10, 8)).unwrap().contains("architecture")
+        );
+        let refuse = |change: fn(&mut Config)| {
+            let mut config = Config::mlp(1, 10, 16, 5, 2);
+            change(&mut config);
+            assert!(config.validate().unwrap_err().to_string().contains("mlp"));
+        };
+        refuse(|c| c.n_layers = 0);
+        refuse(|c| c.d_model = 8);
+        refuse(|c| c.normalization = Normalization::Ln);
+        refuse(|c| c.positional = Positional::Learned);
+        refuse(|c| c.act_fn = ActFn::SoluLn);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
-    config::{ActFn, Config, Normalization, Positional},
+    config::{ActFn, Architecture, Config, Normalization, Positional},
     error::Error,
 };
 
@@ -135,6 +135,9 @@ impl Hook {
 impl Config {
     /// Returns every activation that a model of this configuration passes to its hooks, in order.
     pub fn hooks(&self) -> Vec<Hook> {
+        if self.architecture == Architecture::Mlp {
+            return self.mlp_hooks();
+        }
         let mut hooks = vec![Hook::Embed];
         match self.positional {
             Positional::Learned | Positional::Shortformer => hooks.push(Hook::PosEmbed),
@@ -148,6 +151,18 @@ impl Config {
             hooks.extend([Hook::LnFinal(Norm::Scale), Hook::LnFinal(Norm::Normalized)]);
         }
         hooks
+    }
+
+    /// Hidden layers of a perceptron count as blocks.
+    fn mlp_hooks(&self) -> Vec<Hook> {
+        let mut sites = vec![Site::MlpPre];
+        if self.normalization != Normalization::None {
+            sites.extend([Site::MlpMid, Site::MlpLn(Norm::Scale), Site::MlpLn(Norm::Normalized)]);
+        }
+        sites.push(Site::MlpPost);
+        let layers = 0..u32::try_from(self.n_layers).unwrap_or(0);
+        let of_layer = |layer| sites.iter().map(move |&site| Hook::block(layer, site));
+        layers.flat_map(of_layer).collect()
     }
 
     fn sites(&self) -> Vec<Site> {

@@ -32,6 +32,7 @@ mod mlp;
 mod model;
 mod norm;
 mod parameter;
+mod perceptron;
 mod rotary;
 mod token_table;
 mod weights;
@@ -40,7 +41,7 @@ pub use tch::{Device, Kind, Tensor};
 
 pub use crate::{
     cache::Cache,
-    config::{ActFn, Config, Normalization, Positional, RotaryScaling},
+    config::{ActFn, Architecture, Config, Normalization, Positional, RotaryScaling},
     error::{Class, Error, Problem, Result},
     hook::{Hook, Norm, Site},
     hooks::{Ablate, FnHook, Hooks, Patch},

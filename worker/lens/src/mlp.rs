@@ -32,7 +32,7 @@ impl Mlp {
             ActFn::SoluLn => {
                 Some(NormLayer::new(&name("ln"), config.mlp_normalization(), config.eps, weights)?)
             }
-            ActFn::Relu | ActFn::Gelu | ActFn::GeluNew | ActFn::Silu => None,
+            ActFn::Identity | ActFn::Relu | ActFn::Gelu | ActFn::GeluNew | ActFn::Silu => None,
         };
         Ok(Mlp {
             act_fn: config.act_fn,

@@ -1,4 +1,5 @@
-//! The transformer: parameters checked against a configuration, and the forward pass.
+//! The model: parameters checked against a configuration, and the forward pass of a transformer. A
+//! perceptron (`Architecture::Mlp`) is the same type, so that training and analyses treat both alike.
 //!
 //! [`Transformer::new`] checks every name, shape, element type and device once; afterwards the forward
 //! pass indexes without checks. The tensors are those of the given [`Weights`], not copies: training
@@ -9,12 +10,13 @@ use tch::Tensor;
 use crate::{
     axes::{Axes, last_position},
     block::{Block, Reading},
-    config::{Config, Positional},
+    config::{Architecture, Config, Positional},
     embed::{Embed, Embedded, Unembed},
     error::{Error, Result},
     hook::Hook,
     hooks::Hooks,
     norm::NormLayer,
+    perceptron::Perceptron,
     token_table,
     weights::Weights,
 };
@@ -25,6 +27,18 @@ pub struct Transformer {
     config: Config,
     weights: Weights,
     population: Option<i64>,
+    network: Network,
+}
+
+#[derive(Debug)]
+enum Network {
+    Transformer(Box<Parts>),
+    Mlp(Perceptron),
+}
+
+/// Components of a transformer.
+#[derive(Debug)]
+struct Parts {
     embed: Embed,
     blocks: Vec<Block>,
     ln_final: NormLayer,
@@ -129,37 +143,75 @@ impl Transformer {
     /// libtorch's, see [`Error::from_torch_message`]).
     pub fn forward(&self, tokens: &Tensor, run: &Run, hooks: &mut dyn Hooks) -> Tensor {
         let axes = Axes::of(tokens, self.population);
+        let parts = match &self.network {
+            Network::Transformer(parts) => parts,
+            Network::Mlp(mlp) => return mlp.forward(tokens, axes, run, hooks),
+        };
         self.check_length(axes.pos);
         let n_layers = match run.stop_after_layer {
-            Some(layer) => self.blocks.len().min(layer as usize + 1),
-            None => self.blocks.len(),
+            Some(layer) => parts.blocks.len().min(layer as usize + 1),
+            None => parts.blocks.len(),
         };
-        let Some((first, rest)) = self.blocks[..n_layers].split_first() else {
-            let resid = self.embed.forward(tokens, axes, hooks).resid;
+        let Some((first, rest)) = parts.blocks[..n_layers].split_first() else {
+            let resid = parts.embed.forward(tokens, axes, hooks).resid;
             let resid = if run.last_position_only { last_position(&resid) } else { resid };
-            return self.finish(resid, run, hooks);
+            return parts.finish(resid, run, hooks);
         };
         let is_last = |layer: usize| run.last_position_only && layer + 1 == n_layers;
         let query_axes = |layer| if is_last(layer) { axes.last_position() } else { axes };
-        let (reading, shortformer) = self.read_first(first, tokens, axes, is_last(0), hooks);
+        let (reading, shortformer) =
+            parts.read_first(first, self.config.d_vocab, tokens, axes, is_last(0), hooks);
         let mut resid = first.write(reading, query_axes(0), hooks);
         for (layer, block) in (1..).zip(rest) {
             let reading = block.read(resid, shortformer.as_ref(), axes, is_last(layer), hooks);
             resid = block.write(reading, query_axes(layer), hooks);
         }
-        self.finish(resid, run, hooks)
+        parts.finish(resid, run, hooks)
+    }
+
+    fn check_length(&self, pos: i64) {
+        let n_ctx = self.config.n_ctx;
+        let is_bounded = self.config.positional != Positional::None;
+        assert!(pos >= 1, "tokens have no position");
+        assert!(!is_bounded || pos <= n_ctx, "tokens have {pos} positions, n_ctx is {n_ctx}");
+    }
+
+    fn build(config: Config, weights: Weights, population: Option<i64>) -> Result<Self> {
+        config.validate()?;
+        check_weights(&config, &weights, population)?;
+        let network = match config.architecture {
+            Architecture::Transformer => {
+                Network::Transformer(Box::new(Parts::new(&config, &weights)?))
+            }
+            Architecture::Mlp => Network::Mlp(Perceptron::new(&config, &weights)?),
+        };
+        Ok(Transformer { config, weights, population, network })
+    }
+}
+
+impl Parts {
+    fn new(config: &Config, weights: &Weights) -> Result<Self> {
+        let blocks = (0..config.n_layers)
+            .map(|layer| Block::new(layer, config, weights))
+            .collect::<Result<_>>()?;
+        Ok(Parts {
+            embed: Embed::new(config, weights)?,
+            blocks,
+            ln_final: NormLayer::new("ln_final", config.final_normalization, config.eps, weights)?,
+            unembed: Unembed::new(weights)?,
+        })
     }
 
     /// Embeds the tokens and lets the first block read them; returns the shortformer positions too.
     fn read_first(
         &self,
         block: &Block,
+        d_vocab: i64,
         tokens: &Tensor,
         axes: Axes,
         last_only: bool,
         hooks: &mut dyn Hooks,
     ) -> (Reading, Option<Tensor>) {
-        let d_vocab = self.config.d_vocab;
         let pays = token_table::pays(tokens, axes, d_vocab, hooks);
         let mut read = |tokens: &Tensor, axes: Axes| {
             let Embedded { resid, shortformer } = self.embed.forward(tokens, axes, hooks);
@@ -181,39 +233,17 @@ impl Transformer {
         let normalized = self.ln_final.forward(&resid, Hook::LnFinal, hooks);
         if run.skip_unembed { normalized } else { self.unembed.forward(&normalized) }
     }
-
-    fn check_length(&self, pos: i64) {
-        let n_ctx = self.config.n_ctx;
-        let is_bounded = self.config.positional != Positional::None;
-        assert!(pos >= 1, "tokens have no position");
-        assert!(!is_bounded || pos <= n_ctx, "tokens have {pos} positions, n_ctx is {n_ctx}");
-    }
-
-    fn build(config: Config, weights: Weights, population: Option<i64>) -> Result<Self> {
-        config.validate()?;
-        check_weights(&config, &weights, population)?;
-        let blocks = (0..config.n_layers)
-            .map(|layer| Block::new(layer, &config, &weights))
-            .collect::<Result<_>>()?;
-        Ok(Transformer {
-            embed: Embed::new(&config, &weights)?,
-            blocks,
-            ln_final: NormLayer::new("ln_final", config.final_normalization, config.eps, &weights)?,
-            unembed: Unembed::new(&weights)?,
-            config,
-            weights,
-            population,
-        })
-    }
 }
 
 /// Checks names, shapes, element types and devices; everything else relies on it.
 fn check_weights(config: &Config, weights: &Weights, population: Option<i64>) -> Result<()> {
     let parameters = config.parameters();
+    let required = parameters.iter().find(|parameter| !parameter.optional);
+    let required = required.expect("every architecture has a required parameter");
     if let Some(name) = weights.names().find(|name| !parameters.iter().any(|p| p.name == *name)) {
         return Err(Error::UnexpectedTensor { name: name.to_owned() });
     }
-    let first = weights.require("embed.W_E")?;
+    let first = weights.require(&required.name)?;
     let options = (first.kind(), first.device());
     for parameter in parameters {
         let Some(tensor) = weights.get(&parameter.name) else {

@@ -3,7 +3,7 @@
 //! [`Config::parameters`] is the one list: construction checks weights against it, and recipes draw
 //! initial values from it. Biases are optional everywhere: an absent bias is zero and costs nothing.
 
-use crate::config::{ActFn, Config, Normalization, Positional};
+use crate::config::{ActFn, Architecture, Config, Normalization, Positional};
 
 /// One parameter tensor of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +23,10 @@ impl Config {
     /// forward pass.
     pub fn parameters(&self) -> Vec<Parameter> {
         let mut list = List::default();
+        if self.architecture == Architecture::Mlp {
+            self.mlp_parameters(&mut list);
+            return list.0;
+        }
         list.required("embed.W_E", &[self.d_vocab, self.d_model]);
         match self.positional {
             Positional::Learned | Positional::Shortformer => {
@@ -37,6 +41,16 @@ impl Config {
         list.required("unembed.W_U", &[self.d_model, self.d_vocab_out]);
         list.optional("unembed.b_U", &[self.d_vocab_out]);
         list.0
+    }
+
+    /// The maps of a perceptron, from the inputs to the outputs.
+    fn mlp_parameters(&self, list: &mut List) {
+        for layer in 0..=self.n_layers {
+            let d_in = if layer == 0 { self.d_vocab } else { self.d_mlp };
+            let d_out = if layer == self.n_layers { self.d_vocab_out } else { self.d_mlp };
+            list.required(&format!("layers.{layer}.W"), &[d_in, d_out]);
+            list.optional(&format!("layers.{layer}.b"), &[d_out]);
+        }
     }
 
     fn block_parameters(&self, layer: i64, list: &mut List) {

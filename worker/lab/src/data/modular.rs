@@ -1,5 +1,5 @@
-//! All pairs of modular addition with their train/test split (D0): input `a b =` with `=` as
-//! token `p`, answer `(a + b) mod p`, read off at the last position.
+//! All pairs of a modular operation with their train/test split (D0): as a sequence `a b =` with `=` as
+//! token `p`, answered at the last position, or as the set of active inputs `a`, `p + b` of a perceptron.
 //!
 //! Main type: [`Pairs`]. Row `a * p + b` of everything is the pair (a, b). The split is a pure
 //! function of (p, frac_train, data seed), so an analysis rebuilds exactly what training saw.
@@ -8,14 +8,62 @@ use sweep_lens::{Device, Kind, Tensor};
 
 use crate::random;
 
-/// The full data set of modular addition.
+/// Names of [`Operation`]s, as parameters give them.
+pub(crate) const OPERATIONS: [&str; 4] = ["add", "subtract", "multiply", "quadratic"];
+
+/// What is asked of a pair, modulo p.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// a + b
+    Add,
+    /// a - b
+    Subtract,
+    /// a b
+    Multiply,
+    /// a² + a b + b²
+    Quadratic,
+}
+
+impl Operation {
+    /// The operation of this name, one of [`OPERATIONS`] (which the parameter check guarantees).
+    pub(crate) fn parse(name: &str) -> Self {
+        match name {
+            "subtract" => Self::Subtract,
+            "multiply" => Self::Multiply,
+            "quadratic" => Self::Quadratic,
+            _ => Self::Add,
+        }
+    }
+
+    fn apply(self, a: &Tensor, b: &Tensor) -> Tensor {
+        match self {
+            Self::Add => a + b,
+            Self::Subtract => a - b,
+            Self::Multiply => a * b,
+            Self::Quadratic => a * a + a * b + b * b,
+        }
+    }
+}
+
+/// How a pair is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// `a b =`, vocabulary p + 1.
+    Sequence,
+    /// `a` and `p + b`, 2p inputs: two one-hot vectors side by side.
+    OneHot,
+}
+
+/// The full data set of a modular operation.
 #[derive(Debug)]
 pub struct Pairs {
     /// Modulus.
     pub p: i64,
-    /// i64 `[p², 3]`: `a b =`.
+    /// What is asked.
+    pub operation: Operation,
+    /// i64 `[p², 3]` (`a b =`) or `[p², 2]` (`a`, `p + b`).
     pub tokens: Tensor,
-    /// i64 `[p²]`: `(a + b) mod p`.
+    /// i64 `[p²]`: the answer.
     pub labels: Tensor,
     /// i64 `[n_train]`: rows trained on, ascending.
     pub train: Tensor,
@@ -25,7 +73,14 @@ pub struct Pairs {
 
 impl Pairs {
     /// Builds the pairs on `device`; `floor(frac_train * p²)` of them are for training.
-    pub fn new(p: i64, frac_train: f64, data_seed: u64, device: Device) -> Self {
+    pub fn new(
+        operation: Operation,
+        form: Form,
+        p: i64,
+        frac_train: f64,
+        data_seed: u64,
+        device: Device,
+    ) -> Self {
         let n = (p * p) as usize;
         let n_train = ((frac_train * n as f64).floor() as usize).clamp(1, n - 1);
         let mut order = random::permutation(&mut random::stream(data_seed, "modular/split"), n);
@@ -35,10 +90,15 @@ impl Pairs {
         let a =
             Tensor::arange(p, (Kind::Int64, Device::Cpu)).repeat_interleave_self_int(p, 0, None);
         let b = Tensor::arange(p, (Kind::Int64, Device::Cpu)).repeat([p]);
-        let tokens = Tensor::stack(&[&a, &b, &a.full_like(p)], 1);
-        let labels = (a + b).remainder(p);
+        let tokens = match form {
+            Form::Sequence => Tensor::stack(&[&a, &b, &a.full_like(p)], 1),
+            Form::OneHot => Tensor::stack(&[&a, &(&b + p)], 1),
+        };
+        // The remainder of a negative difference is positive, as residues are.
+        let labels = operation.apply(&a, &b).remainder(p);
         Self {
             p,
+            operation,
             tokens: tokens.to_device(device),
             labels: labels.to_device(device),
             train: Tensor::from_slice(&order[..n_train]).to_device(device),
@@ -51,9 +111,26 @@ impl Pairs {
 mod tests {
     use super::*;
 
+    fn add(p: i64, frac_train: f64, seed: u64, device: Device) -> Pairs {
+        Pairs::new(Operation::Add, Form::Sequence, p, frac_train, seed, device)
+    }
+
+    #[test]
+    fn operations_and_forms() {
+        for (name, expected) in OPERATIONS.iter().zip([1, 5, 1, 0]) {
+            let operation = Operation::parse(name);
+            let pairs = Pairs::new(operation, Form::OneHot, 7, 0.3, 11, Device::Cpu);
+            // (3, 5): 8, -2, 15 and 9 + 15 + 25 = 49, modulo 7.
+            assert_eq!(pairs.labels.int64_value(&[3 * 7 + 5]), expected, "{name}");
+            assert_eq!(Vec::<i64>::try_from(pairs.tokens.get(3 * 7 + 5)).unwrap(), [3, 12]);
+            let split = add(7, 0.3, 11, Device::Cpu);
+            assert!(pairs.train.equal(&split.train), "the split knows neither form nor operation");
+        }
+    }
+
     #[test]
     fn pairs_are_labelled_and_split() {
-        let pairs = Pairs::new(7, 0.3, 11, Device::Cpu);
+        let pairs = add(7, 0.3, 11, Device::Cpu);
         assert_eq!(pairs.tokens.size(), [49, 3]);
         assert_eq!(Vec::<i64>::try_from(pairs.tokens.get(3 * 7 + 5)).unwrap(), [3, 5, 7]);
         assert_eq!(pairs.labels.int64_value(&[3 * 7 + 5]), 1);
@@ -62,8 +139,8 @@ mod tests {
         all.extend(Vec::<i64>::try_from(&pairs.test).unwrap());
         all.sort_unstable();
         assert_eq!(all, (0..49).collect::<Vec<_>>());
-        let again = Pairs::new(7, 0.3, 11, Device::Cpu);
+        let again = add(7, 0.3, 11, Device::Cpu);
         assert!(again.train.equal(&pairs.train));
-        assert!(!Pairs::new(7, 0.3, 12, Device::Cpu).train.equal(&pairs.train));
+        assert!(!add(7, 0.3, 12, Device::Cpu).train.equal(&pairs.train));
     }
 }

@@ -27,9 +27,9 @@ use crate::{
     card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
     error::{Error, Result},
     experiment::{Analysis, Experiment, Inputs, Observer, Subject},
+    modular,
     params::{ParamSet, params},
     progress_measures::{Measurer, Outputs},
-    recipes::modular_addition,
     sink::Context,
     value::{Value, to_vec},
 };
@@ -55,7 +55,7 @@ impl Experiment for GrokkingProgress {
         summary: "Follows memorisation and the Fourier circuit of modular addition",
         source: "Nanda et al. 2023, arXiv 2301.05217, sections 5.1-5.2",
         stage: Stage::Analyse,
-        requires: Requires { mlp: true, recipe: Some(modular_addition::NAME), ..Requires::ANY },
+        requires: Requires { mlp: true, recipes: modular::RECIPES, ..Requires::ANY },
         params: Params::DEFS,
         metrics: METRICS,
         figures: FIGURES,
@@ -67,7 +67,7 @@ impl Experiment for GrokkingProgress {
 
     fn analyse<'a>(&self, subject: &Subject<'a>, params: Params) -> Result<Analysis<'a>> {
         let measurer = Measurer::new(subject.checkpoint, subject.device)?;
-        let tokens = modular_addition::probe(measurer.pairs.tokens.shallow_clone());
+        let tokens = modular::probe(measurer.pairs.tokens.shallow_clone());
         let observer = Progress {
             neuron_hook: Measurer::neuron_hook(subject.model),
             weights: subject.model.weights(),

@@ -2,7 +2,7 @@
 //!
 //! # What it trains
 //! A one-layer ReLU transformer without norms on `a b =` → `(a + b) mod p`, full batch, on a fixed random
-//! fraction of all pairs; the other pairs are the test set (D0).
+//! fraction of all pairs; the other pairs are the test set (D0). `operation` asks for something else than the sum.
 //!
 //! # Interpretation
 //! The model first memorises (train loss falls, test loss rises far above `ln p`), then builds a Fourier
@@ -13,13 +13,14 @@
 //! and unembedding have no biases; the MLP's are trained. Loss in float64: a float32 log-softmax
 //! cannot resolve losses below 1.2e-7 and the training then spikes.
 
-use sweep_lens::{Config, Device, Kind, Run, Tensor, Transformer, Weights, init};
+use sweep_lens::{Config, Device, Kind, Tensor, Weights, init};
 
 use crate::{
-    card::{Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
-    data::modular::Pairs,
+    card::{Card, Requires, Stage},
+    data::modular::{Form, OPERATIONS, Operation, Pairs},
     error::{Error, Result},
     experiment::TokenSet,
+    modular::{self, FullBatch},
     optimizer::{AdamWConfig, Schedule},
     params::{ParamSet, params},
     recipe::{Objective, Plan, Recipe},
@@ -29,13 +30,15 @@ use crate::{
 pub struct ModularAddition;
 
 /// Name of the recipe, which analyses of its models require.
-pub const NAME: &str = "modular-addition";
+pub(crate) const NAME: &str = "modular-addition";
 
 params! {
     /// Task, architecture and optimizer; the defaults are the paper's main run.
     pub struct Params {
         /// Modulus; odd.
         p: i64 = 113, min = 3.0, max = 1024.0;
+        /// What is asked for: a + b, a - b, a b, or a^2 + a b + b^2.
+        operation: String = "add".to_owned(), choices = OPERATIONS;
         /// Fraction of all pairs that is trained on.
         frac_train: f64 = 0.3, min = 0.0, max = 1.0;
         /// Width of the residual stream.
@@ -67,7 +70,8 @@ impl Params {
     /// The pairs of a run with this seed, on `device`.
     pub fn pairs(&self, seed: u64, device: Device) -> Pairs {
         let data_seed = u64::try_from(self.data_seed).unwrap_or(seed);
-        Pairs::new(self.p, self.frac_train, data_seed, device)
+        let operation = Operation::parse(&self.operation);
+        Pairs::new(operation, Form::Sequence, self.p, self.frac_train, data_seed, device)
     }
 }
 
@@ -81,9 +85,19 @@ impl Recipe for ModularAddition {
         stage: Stage::Train,
         requires: Requires::ANY,
         params: Params::DEFS,
-        metrics: METRICS,
-        figures: FIGURES,
+        metrics: modular::METRICS,
+        figures: modular::FIGURES,
     };
+
+    fn check(&self, params: &Params) -> Result<()> {
+        if params.d_model % params.n_heads != 0 {
+            return Err(Error::params(
+                "n_heads",
+                format!("{} does not divide d_model {}", params.n_heads, params.d_model),
+            ));
+        }
+        Ok(())
+    }
 
     fn config(&self, params: &Params) -> Config {
         Config {
@@ -134,40 +148,12 @@ impl Recipe for ModularAddition {
         seeds: &[u64],
         device: Device,
     ) -> Result<Box<dyn Objective>> {
-        if params.d_model % params.n_heads != 0 {
-            return Err(Error::params(
-                "n_heads",
-                format!("{} does not divide d_model {}", params.n_heads, params.d_model),
-            ));
-        }
-        let members: Vec<Pairs> = seeds.iter().map(|&seed| params.pairs(seed, device)).collect();
-        let rows = |part: fn(&Pairs) -> &Tensor| {
-            Tensor::stack(&members.iter().map(part).collect::<Vec<_>>(), 0)
-        };
-        let train = rows(|pairs| &pairs.train);
-        let test = rows(|pairs| &pairs.test);
-        let first = members
-            .into_iter()
-            .next()
-            .ok_or_else(|| Error::Input("expected at least one seed, found none".to_owned()))?;
-        // A plain model takes tokens without a model axis.
-        let train_rows = if seeds.len() == 1 { train.get(0) } else { train.shallow_clone() };
-        let pick = |table: &Tensor, tail: &[i64]| {
-            let shape = [&train_rows.size(), tail].concat();
-            table.index_select(0, &train_rows.flatten(0, -1)).view(shape.as_slice())
-        };
-        Ok(Box::new(FullBatch {
-            train_tokens: pick(&first.tokens, &[3]),
-            train_labels: pick(&first.labels, &[]),
-            tokens: first.tokens,
-            labels: first.labels,
-            train,
-            test,
-        }))
+        let members = seeds.iter().map(|&seed| params.pairs(seed, device)).collect();
+        Ok(Box::new(FullBatch::new(members)?))
     }
 
     fn probe(&self, params: &Params, device: Device) -> TokenSet {
-        probe(params.pairs(0, device).tokens)
+        modular::probe(params.pairs(0, device).tokens)
     }
 
     fn population(&self, _params: &Params, device: Device) -> usize {
@@ -178,118 +164,5 @@ impl Recipe for ModularAddition {
     }
 }
 
-/// The pairs as a token set: one batch, read at the final position.
-pub(crate) fn probe(tokens: Tensor) -> TokenSet {
-    let rows_per_batch = tokens.size()[0];
-    TokenSet { tokens, rows_per_batch, last_position_only: true }
-}
-
-/// Full-batch loss in float64 on each model's own training pairs.
-struct FullBatch {
-    /// i64 `[(n_models,) n_train, 3]`
-    train_tokens: Tensor,
-    /// i64 `[(n_models,) n_train]`
-    train_labels: Tensor,
-    /// i64 `[p², 3]`, shared by all models
-    tokens: Tensor,
-    /// i64 `[p²]`
-    labels: Tensor,
-    /// i64 `[n_models, n_train]`
-    train: Tensor,
-    /// i64 `[n_models, n_test]`
-    test: Tensor,
-}
-
-const RUN: Run = Run { last_position_only: true, skip_unembed: false, stop_after_layer: None };
-
-/// Negative log-probability of the labels in nats. `logits`: `[.., p]`, `labels`: `[..]` → f64 `[..]`.
-pub(crate) fn nll(logits: &Tensor, labels: &Tensor) -> Tensor {
-    let log_probs = logits.log_softmax(-1, Kind::Double);
-    -log_probs.gather(-1, &labels.unsqueeze(-1), false).squeeze_dim(-1)
-}
-
-impl Objective for FullBatch {
-    fn loss(&self, model: &Transformer, _step: u64) -> Tensor {
-        let logits = model.forward(&self.train_tokens, &RUN, &mut ()).squeeze_dim(-2);
-        nll(&logits, &self.train_labels).mean_dim(&[-1i64][..], false, Kind::Double)
-    }
-
-    fn evaluate(&self, model: &Transformer) -> Vec<(&'static str, Tensor)> {
-        let n_models = self.train.size()[0];
-        let logits = model.forward(&self.tokens, &RUN, &mut ()).squeeze_dim(-2);
-        let logits = logits.view([n_models, self.labels.size()[0], -1]);
-        let labels = self.labels.unsqueeze(0).expand([n_models, -1], false);
-        let nll = nll(&logits, &labels);
-        let correct = logits.argmax(-1, false).eq_tensor(&labels).to_kind(Kind::Double);
-        let mean = |values: &Tensor, rows: &Tensor| {
-            values.gather(1, rows, false).mean_dim(&[1i64][..], false, Kind::Double)
-        };
-        vec![
-            ("train_loss", mean(&nll, &self.train)),
-            ("test_loss", mean(&nll, &self.test)),
-            ("train_acc", mean(&correct, &self.train)),
-            ("test_acc", mean(&correct, &self.test)),
-        ]
-    }
-}
-
 const MLP_B_IN: &str = "blocks.0.mlp.b_in";
 const MLP_B_OUT: &str = "blocks.0.mlp.b_out";
-
-const METRICS: &[MetricDef] = &[
-    MetricDef {
-        name: "train_loss",
-        unit: Unit::Nats,
-        axes: &[],
-        doc: "Mean loss on the training pairs",
-    },
-    MetricDef {
-        name: "test_loss",
-        unit: Unit::Nats,
-        axes: &[],
-        doc: "Mean loss on the other pairs",
-    },
-    MetricDef {
-        name: "train_acc",
-        unit: Unit::Probability,
-        axes: &[],
-        doc: "Fraction of training pairs answered correctly",
-    },
-    MetricDef {
-        name: "test_acc",
-        unit: Unit::Probability,
-        axes: &[],
-        doc: "Fraction of the other pairs answered correctly",
-    },
-    MetricDef {
-        name: "weight_norm",
-        unit: Unit::SquaredNorm,
-        axes: &[],
-        doc: "Sum of squares of all parameters",
-    },
-    MetricDef {
-        name: "lr",
-        unit: Unit::Dimensionless,
-        axes: &[],
-        doc: "Learning rate of the next update",
-    },
-];
-
-const FIGURES: &[Figure] = &[
-    Figure {
-        name: "loss",
-        title: "Loss while training",
-        kind: FigureKind::Lines,
-        metrics: &["train_loss", "test_loss"],
-        log_x: false,
-        log_y: true,
-    },
-    Figure {
-        name: "accuracy",
-        title: "Accuracy while training",
-        kind: FigureKind::Lines,
-        metrics: &["train_acc", "test_acc"],
-        log_x: false,
-        log_y: false,
-    },
-];

@@ -5,6 +5,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its own functions too")]
 
 mod experiments;
+mod interventions;
+mod modular;
 mod properties;
 mod registry;
 mod training;
@@ -103,8 +105,20 @@ impl TrainSink for Recorder {
     }
 }
 
-/// Trains on one thread and returns what came out.
+/// Trains `modular-addition` on one thread and returns what came out.
 fn run(
+    params: &Json,
+    seeds: &[u64],
+    resume: &[Option<Vec<u8>>],
+    plan: &CheckpointPlan,
+    recorder: Recorder,
+) -> (Result<Vec<SeedOutcome>>, Recorder) {
+    run_recipe("modular-addition", params, seeds, resume, plan, recorder)
+}
+
+/// Trains any recipe on one thread and returns what came out.
+fn run_recipe(
+    name: &str,
     params: &Json,
     seeds: &[u64],
     resume: &[Option<Vec<u8>>],
@@ -112,7 +126,7 @@ fn run(
     mut recorder: Recorder,
 ) -> (Result<Vec<SeedOutcome>>, Recorder) {
     tch::set_num_threads(1);
-    let recipe = RECIPES.iter().find(|recipe| recipe.card().name == "modular-addition");
+    let recipe = RECIPES.iter().find(|recipe| recipe.card().name == name);
     let recipe = *recipe.expect("the recipe is registered");
     let outcome = train(recipe, params, seeds, resume, plan, Device::Cpu, &mut recorder);
     (outcome, recorder)

@@ -106,7 +106,8 @@ proptest! {
             check(names, &|params| experiment.canonical_params(params));
         }
         for recipe in RECIPES {
-            let names = recipe.card().params.iter().map(|def| def.name).collect();
+            let defs = recipe.param_defs();
+            let names = defs.iter().map(|def| def.name).collect();
             check(names, &|params| recipe.canonical_params(params));
         }
     }

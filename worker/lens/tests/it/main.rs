@@ -17,3 +17,4 @@ mod models;
 mod parity;
 #[cfg(test)]
 mod passes;
+mod perceptron;

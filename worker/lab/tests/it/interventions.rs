@@ -1,0 +1,160 @@
+//! Interventions in the training loop: what is held stays, seeds are told apart, resumed runs are the same.
+
+use serde_json::{Value as Json, json};
+use sweep_lab::{
+    CheckpointPlan, Class, RECIPES, SeedOutcome, Signal,
+    lens::{Kind, Tensor, Weights, checkpoint},
+};
+
+use crate::{Recorder, run_recipe};
+
+const MLP: &str = "modular-addition-mlp";
+
+fn setting(more: &Json) -> Json {
+    let mut params = json!({"p": 11, "d_mlp": 20, "lr": 1e-2, "steps": 30, "eval_every": 10});
+    for (name, value) in more.as_object().unwrap() {
+        params[name] = value.clone();
+    }
+    params
+}
+
+fn train(more: &Json, seeds: &[u64]) -> Recorder {
+    let plan = CheckpointPlan::at([0, 30]);
+    let (outcome, recorder) = run_recipe(MLP, &setting(more), seeds, &[], &plan, Recorder::new());
+    let finished = outcome.unwrap();
+    assert!(finished.iter().all(|outcome| *outcome == SeedOutcome::Finished { step: 30 }));
+    recorder
+}
+
+fn weights(recorder: &Recorder, index: usize, step: u64) -> Weights {
+    checkpoint::decode("checkpoint", &recorder.seeds[&index].checkpoints[&step]).unwrap().weights
+}
+
+fn first(weights: &Weights) -> &Tensor {
+    weights.get("layers.0.W").unwrap()
+}
+
+#[test]
+fn held_places_stay_for_ever_and_others_move() {
+    let zero = json!({
+        "edit": "zero", "edit_of": "neurons", "edit_list": ["L0N3", "L0N7"], "edit_hold": true,
+    });
+    let recorder = train(&zero, &[2, 5]);
+    for index in 0..2 {
+        let weights = weights(&recorder, index, 30);
+        let norms = first(&weights).square().sum_dim_intlist(&[0i64][..], false, Kind::Double);
+        let zeros: Vec<i64> = (0..20).filter(|&n| norms.double_value(&[n]) == 0.0).collect();
+        assert_eq!(zeros, [3, 7]);
+    }
+    // Frozen weights keep their bits although weight decay and gradients pull at them.
+    let freeze = json!({
+        "edit": "freeze", "edit_select": "random-matched", "edit_fraction": 0.25, "edit_hold": true,
+    });
+    let recorder = train(&freeze, &[4]);
+    let (before, after) = (weights(&recorder, 0, 0), weights(&recorder, 0, 30));
+    for (name, tensor) in before.iter() {
+        let same = tensor.eq_tensor(after.get(name).unwrap()).sum(Kind::Int64).int64_value(&[]);
+        assert_eq!(same, tensor.numel() as i64 / 4, "{name}");
+    }
+    // Only zeroed at the start, they move again.
+    let once = json!({"edit": "zero", "edit_select": "random", "edit_fraction": 0.5});
+    let recorder = train(&once, &[4]);
+    let zeros = |weights: &Weights| first(weights).eq(0.0).sum(Kind::Int64).int64_value(&[]);
+    assert!(zeros(&weights(&recorder, 0, 0)) > 150 && zeros(&weights(&recorder, 0, 30)) == 0);
+}
+
+#[test]
+fn an_edited_run_goes_on_where_it_stopped() {
+    let edit = json!({
+        "edit": "zero", "edit_select": "magnitude", "edit_fraction": 0.2, "edit_hold": true,
+        "edit_reference_steps": 12, "aux": "excluded", "aux_weight": -0.1,
+    });
+    for seeds in [vec![1], vec![1, 6]] {
+        let whole = train(&edit, &seeds);
+        let plan = CheckpointPlan::at([0, 30]);
+        let stop = Recorder::stopping(17, Signal::Drain);
+        let (_, drained) = run_recipe(MLP, &setting(&edit), &seeds, &[], &plan, stop);
+        let resume: Vec<_> =
+            (0..seeds.len()).map(|i| Some(drained.seeds[&i].states[&17].clone())).collect();
+        let (outcome, rest) =
+            run_recipe(MLP, &setting(&edit), &seeds, &resume, &plan, Recorder::new());
+        outcome.unwrap();
+        for index in 0..seeds.len() {
+            let (rest, whole) = (&rest.seeds[&index], &whole.seeds[&index]);
+            assert!(rest.checkpoints[&30] == whole.checkpoints[&30]);
+            assert!(rest.states[&30] == whole.states[&30], "the held places are part of the state");
+        }
+    }
+    // The reference is the run itself without the edit.
+    let plain = train(&json!({}), &[1]);
+    let edited =
+        train(&json!({"edit": "zero", "edit_select": "magnitude", "edit_fraction": 0.2}), &[1]);
+    let (trained, before) = (weights(&plain, 0, 30), weights(&plain, 0, 0));
+    let zeroed = first(&weights(&edited, 0, 0)).eq(0.0);
+    let size = first(&trained).abs();
+    let least = size.masked_fill(&zeroed.logical_not(), f64::INFINITY).min().double_value(&[]);
+    let most = size.masked_fill(&zeroed, 0.0).max().double_value(&[]);
+    assert!(least >= most, "the largest fifth of the trained weights");
+    let kept = first(&before).masked_fill(&zeroed, 0.0);
+    assert!(first(&weights(&edited, 0, 0)).equal(&kept));
+}
+
+#[test]
+fn seeds_of_weights_and_data_are_separate() {
+    let of = |more: &Json, seed: u64| {
+        let recorder = train(more, &[seed]);
+        let loss = recorder.seeds[&0].metrics[&("train_loss".to_owned(), 30)];
+        (first(&weights(&recorder, 0, 0)).copy(), loss)
+    };
+    let (own, loss) = of(&json!({}), 3);
+    let (swapped, other) = of(&json!({"init_seed": 3}), 4);
+    assert!(own.equal(&swapped) && loss != other, "equal start, other data");
+    let (fresh, third) = of(&json!({"data_seed": 3}), 4);
+    assert!(!own.equal(&fresh) && third != loss);
+    let (same, again) = of(&json!({"data_seed": 3, "init_seed": 3}), 9);
+    assert!(own.equal(&same) && again == loss, "the seeds are all that makes the run");
+}
+
+#[test]
+fn auxiliary_terms_change_the_training_and_only_if_they_are_there() {
+    let plain = train(&json!({}), &[3]);
+    let state = |recorder: &Recorder| recorder.seeds[&0].states[&30].clone();
+    let off = train(&json!({"aux": "none", "edit": "none"}), &[3]);
+    assert!(state(&plain) == state(&off), "an intervention that is not there leaves no trace");
+    let norm = |more: &Json| {
+        let recorder = train(more, &[3]);
+        recorder.seeds[&0].metrics[&("weight_norm".to_owned(), 30)]
+    };
+    let (base, pulled, pushed) = (
+        norm(&json!({"weight_decay": 0.0})),
+        norm(&json!({"weight_decay": 0.0, "aux": "norm", "aux_weight": 1e-2})),
+        norm(&json!({"weight_decay": 0.0, "aux": "norm", "aux_weight": -1e-2})),
+    );
+    assert!(pulled < base && base < pushed, "{pulled} {base} {pushed}");
+}
+
+#[test]
+fn interventions_that_cannot_be_are_refused() {
+    let class = |more: &Json| {
+        let plan = CheckpointPlan::default();
+        let (outcome, _) = run_recipe(MLP, &setting(more), &[1], &[], &plan, Recorder::new());
+        outcome.unwrap_err().class()
+    };
+    assert_eq!(class(&json!({"branch_step": 5})), Class::Params, "full batches have no order");
+    assert_eq!(class(&json!({"aux": "gini", "aux_weight": "x"})), Class::Params);
+    assert_eq!(class(&json!({"aux": "excluded", "aux_frequencies": [6]})), Class::Params);
+    assert_eq!(class(&json!({"aux": "excluded", "operation": "multiply"})), Class::Params);
+    assert_eq!(
+        class(&json!({"edit": "zero", "edit_of": "heads", "edit_list": ["L0H0"]})),
+        Class::Params
+    );
+    // Every recipe takes them, and says so.
+    for recipe in RECIPES {
+        let names: Vec<&str> = recipe.param_defs().iter().map(|def| def.name).collect();
+        for name in ["steps", "init_seed", "branch_step", "aux", "edit", "edit_hold"] {
+            assert_eq!(names.iter().filter(|n| **n == name).count(), 1, "{name}");
+        }
+        let canonical = recipe.canonical_params(&json!({"init_seed": 2, "edit": "none"})).unwrap();
+        assert_eq!((canonical.get("init_seed"), canonical.get("edit")), (Some(&json!(2)), None));
+    }
+}

@@ -1,0 +1,98 @@
+//! The perceptron: known answer, hooks as listed, populations, what it refuses.
+
+use sweep_lens::{
+    ActFn, Cache, Config, Device, Hook, Kind, Normalization, Run, Site, Tensor, Transformer,
+    Weights, init,
+};
+
+fn drawn(config: &Config, seed: u64) -> Weights {
+    config
+        .parameters()
+        .into_iter()
+        .map(|p| (p.name.clone(), init::normal(seed, &p.name, &p.shape, 0.5, Device::Cpu)))
+        .collect()
+}
+
+#[test]
+fn known_answer() {
+    let config = Config::mlp(1, 3, 2, 2, 2);
+    let matrix = |data: &[f32], shape: [i64; 2]| Tensor::from_slice(data).view(shape);
+    let weights: Weights = [
+        ("layers.0.W".to_owned(), matrix(&[1., -1., 2., 3., -4., 5.], [3, 2])),
+        ("layers.0.b".to_owned(), Tensor::from_slice(&[0.5f32, -3.0])),
+        ("layers.1.W".to_owned(), matrix(&[1., 10., 100., 1000.], [2, 2])),
+    ]
+    .into_iter()
+    .collect();
+    let model = Transformer::new(config, weights).unwrap();
+    // Inputs {0, 1}, {1} (3 stands for none) and 2 twice.
+    let tokens = Tensor::from_slice(&[0i64, 1, 1, 3, 2, 2]).view([3, 2]);
+    let logits = model.forward(&tokens, &Run::FULL, &mut ());
+    assert_eq!(logits.size(), [3, 1, 2]);
+    let found = Vec::<f32>::try_from(logits.view([-1])).unwrap();
+    // Hidden: relu(3.5, -1), relu(2.5, 0), relu(-7.5, 7).
+    assert_eq!(found, [3.5, 35.0, 2.5, 25.0, 700.0, 7000.0]);
+    let hidden = model.forward(&tokens, &Run { skip_unembed: true, ..Run::FULL }, &mut ());
+    assert_eq!(Vec::<f32>::try_from(hidden.view([-1])).unwrap(), [3.5, 0.0, 2.5, 0.0, 0.0, 7.0]);
+}
+
+#[test]
+fn hooks_fire_as_listed_and_layers_can_be_left_out() {
+    for normalization in [Normalization::None, Normalization::LnPre] {
+        let config = Config { normalization, act_fn: ActFn::Gelu, ..Config::mlp(2, 5, 4, 3, 2) };
+        let model = Transformer::new(config.clone(), drawn(&config, 1)).unwrap();
+        let tokens = Tensor::from_slice(&[0i64, 4, 2, 5]).view([2, 2]);
+        let mut cache = Cache::all();
+        let full = model.forward(&tokens, &Run::FULL, &mut cache);
+        let plain = model.forward(&tokens, &Run::LAST_POSITION, &mut ());
+        assert!((full - plain).abs().max().double_value(&[]) < 1e-6);
+        let (mut fired, mut listed) = (cache.iter().map(|(hook, _)| hook).collect::<Vec<_>>(), config.hooks());
+        fired.sort();
+        listed.sort();
+        assert_eq!(fired, listed);
+        let post = cache.get(Hook::block(0, Site::MlpPost)).unwrap();
+        assert_eq!(post.size(), [2, 1, 4]);
+        let stopped =
+            model.forward(&tokens, &Run { stop_after_layer: Some(0), ..Run::FULL }, &mut ());
+        assert!((stopped - post).abs().max().double_value(&[]) < 1e-6);
+    }
+}
+
+#[test]
+fn a_population_is_its_members_and_gradients_flow() {
+    let config = Config::mlp(2, 6, 5, 4, 2);
+    let members: Vec<Weights> =
+        (0..3).map(|seed| drawn(&config, seed).to_kind(Kind::Double)).collect();
+    let stacked = Weights::stack(&members.iter().collect::<Vec<_>>()).unwrap();
+    stacked.set_requires_grad(true);
+    let population = Transformer::population(config.clone(), stacked).unwrap();
+    let shared = Tensor::from_slice(&[0i64, 4, 2, 5, 1, 6]).view([3, 2]);
+    let own = Tensor::stack(&[&shared, &shared.flip([0]), &shared.flip([1])], 0);
+    let together = population.forward(&own, &Run::FULL, &mut ());
+    let of_shared = population.forward(&shared, &Run::FULL, &mut ());
+    assert_eq!(together.size(), [3, 3, 1, 4]);
+    together.square().sum(Kind::Double).backward();
+    for (index, weights) in members.into_iter().enumerate() {
+        weights.set_requires_grad(true);
+        let alone = Transformer::new(config.clone(), weights).unwrap();
+        let index = index as i64;
+        let logits = alone.forward(&own.get(index), &Run::FULL, &mut ());
+        assert!((&logits - together.get(index)).abs().max().double_value(&[]) < 1e-12);
+        let logits_of_shared = alone.forward(&shared, &Run::FULL, &mut ());
+        assert!((logits_of_shared - of_shared.get(index)).abs().max().double_value(&[]) < 1e-12);
+        logits.square().sum(Kind::Double).backward();
+        for (name, tensor) in alone.weights().iter() {
+            let other = population.weights().get(name).unwrap().grad().get(index);
+            let difference = (tensor.grad() - other).abs().max().double_value(&[]);
+            assert!(difference < 1e-10, "{name} {difference}");
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "expected 1 to n_ctx 2")]
+fn too_many_inputs_are_refused() {
+    let config = Config::mlp(1, 3, 2, 2, 2);
+    let model = Transformer::new(config.clone(), drawn(&config, 1)).unwrap();
+    model.forward(&Tensor::zeros([1, 3], (Kind::Int64, Device::Cpu)), &Run::FULL, &mut ());
+}
