@@ -139,6 +139,10 @@ pub enum Axis {
     Cell,
     /// Quantile, labelled with its level.
     Quantile,
+    /// Position in a sequence, from 0.
+    Position,
+    /// Task of a model that learns several, from the most frequent one.
+    Task,
 }
 
 impl Axis {
@@ -152,6 +156,8 @@ impl Axis {
             Self::Component => "component",
             Self::Cell => "cell",
             Self::Quantile => "quantile",
+            Self::Position => "position",
+            Self::Task => "task",
         }
     }
 }

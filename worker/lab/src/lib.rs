@@ -31,11 +31,13 @@ mod progress_measures;
 pub mod random;
 mod recipe;
 pub mod recipes;
+mod sequence;
 mod sink;
 mod train;
 mod trainer_state;
 mod trajectory;
 mod value;
+pub mod vocabulary;
 
 pub use sweep_lens as lens;
 

@@ -12,6 +12,7 @@ use crate::{
     interventions::{self, Auxiliary, Interventions, Penalty},
     optimizer::{AdamWConfig, Schedule},
     params::{self, ParamDef, ParamSet},
+    vocabulary::Vocabulary,
 };
 
 /// One way to train a model.
@@ -50,6 +51,13 @@ pub trait Recipe: Send + Sync + 'static {
 
     /// How many seeds are worth training as one batched model on `device`.
     fn population(&self, params: &Self::Params, device: Device) -> usize;
+
+    /// What the tokens mean; recorded in every checkpoint, so that analyses can build prompts for a
+    /// model without a tokenizer.
+    fn vocabulary(&self, params: &Self::Params) -> Option<Vocabulary> {
+        let _ = params;
+        None
+    }
 }
 
 /// What the training loop minimises and reports. `model` is a population with a leading model axis if
@@ -126,6 +134,8 @@ pub trait AnyRecipe: Send + Sync {
     fn probe(&self, params: &serde_json::Value, device: Device) -> Result<TokenSet>;
     /// See [`Recipe::population`].
     fn population(&self, params: &serde_json::Value, device: Device) -> Result<usize>;
+    /// See [`Recipe::vocabulary`].
+    fn vocabulary(&self, params: &serde_json::Value) -> Result<Option<Vocabulary>>;
 }
 
 /// A recipe's own parameters, interventions left aside.
@@ -194,5 +204,9 @@ impl<R: Recipe> AnyRecipe for R {
 
     fn population(&self, params: &serde_json::Value, device: Device) -> Result<usize> {
         Ok(Recipe::population(self, &own::<R>(params)?, device).max(1))
+    }
+
+    fn vocabulary(&self, params: &serde_json::Value) -> Result<Option<Vocabulary>> {
+        Ok(Recipe::vocabulary(self, &own::<R>(params)?))
     }
 }

@@ -21,6 +21,7 @@ use crate::{
     sink::check_metric,
     trainer_state::{NonFinite, Progress, RunIdentity, TrainerState},
     value::{Value, to_vec},
+    vocabulary,
 };
 
 /// Receives what a training run produces. `seed_index` counts in the `seeds` given to [`train`].
@@ -374,7 +375,10 @@ impl TrainingRun<'_> {
         let Some(group) = self.drop_failed(group, &failures, step)? else { return Ok(None) };
         if self.checkpoints.steps.binary_search(&step).is_ok() {
             for (model, &index) in group.members.iter().enumerate() {
-                let extra = self.identity(self.seeds[index]).to_json();
+                let mut extra = self.identity(self.seeds[index]).to_json();
+                if let Some(vocabulary) = self.recipe.vocabulary(self.params)? {
+                    extra[vocabulary::KEY] = vocabulary.to_json();
+                }
                 let weights = group.weights(model);
                 let file = checkpoint::encode(group.config(), &weights, step, &extra)?;
                 self.sink.checkpoint(index, step, file)?;

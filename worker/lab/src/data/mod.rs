@@ -4,3 +4,9 @@
 //! Invariant: every generator is a pure function of its arguments and a seed.
 
 pub mod modular;
+pub mod parity;
+pub mod repeats;
+pub mod sorting;
+pub mod synonyms;
+pub mod text;
+pub mod toy_ioi;

@@ -2,9 +2,23 @@
 
 use crate::recipe::AnyRecipe;
 
+pub mod induction;
 pub mod modular_addition;
 pub mod modular_addition_mlp;
+pub mod multitask_parity;
+pub mod paired_synonyms;
+pub mod sorting;
+pub mod text_lm;
+pub mod toy_ioi;
 
 /// All recipes this build can train; the worker advertises exactly this list.
-pub static RECIPES: &[&dyn AnyRecipe] =
-    &[&modular_addition::ModularAddition, &modular_addition_mlp::ModularAdditionMlp];
+pub static RECIPES: &[&dyn AnyRecipe] = &[
+    &induction::Induction,
+    &modular_addition::ModularAddition,
+    &modular_addition_mlp::ModularAdditionMlp,
+    &multitask_parity::MultitaskParity,
+    &paired_synonyms::PairedSynonyms,
+    &sorting::Sorting,
+    &text_lm::TextLm,
+    &toy_ioi::ToyIoi,
+];

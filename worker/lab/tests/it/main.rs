@@ -8,6 +8,7 @@ mod experiments;
 mod interventions;
 mod modular;
 mod properties;
+mod recipes;
 mod registry;
 mod training;
 
@@ -77,9 +78,13 @@ impl Recorder {
 impl TrainSink for Recorder {
     fn metric(&mut self, index: usize, name: &str, step: u64, value: Value) -> Result<()> {
         self.note(index, "metric", step);
-        let value = value.as_scalar().expect("training metrics are scalars");
-        let before = self.seed(index).metrics.insert((name.to_owned(), step), value);
-        assert!(before.is_none(), "metric {name} of step {step} came twice");
+        for (cell, &number) in value.data.iter().enumerate() {
+            // Cells of an array are told apart by their place.
+            let name =
+                if value.shape.is_empty() { name.to_owned() } else { format!("{name}[{cell}]") };
+            let before = self.seed(index).metrics.insert((name, step), number);
+            assert!(before.is_none(), "a metric of step {step} came twice");
+        }
         Ok(())
     }
 

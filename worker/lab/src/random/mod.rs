@@ -6,6 +6,8 @@
 
 use rand::Rng;
 
+pub mod counter;
+
 /// The random stream of one (seed, purpose); purposes are constants such as `"modular/split"`.
 pub use sweep_lens::init::stream;
 

@@ -1,0 +1,117 @@
+//! Text as bytes, cut into a part to train on and a part to measure on, and random windows of it.
+//!
+//! Main type: [`Text`]. Token `b` is byte `b`, so every text has the same 256 tokens. [`SHAKESPEARE`] ships with
+//! the crate; `text/make.py` wrote it. Invariant: the two parts do not overlap, and no window leaves its part.
+
+use std::sync::LazyLock;
+
+use sweep_lens::{Device, Kind, Tensor};
+
+use crate::{
+    error::{Error, Result},
+    random::counter::Counter,
+    sequence::first_rows,
+};
+
+/// Number of byte tokens.
+pub const D_VOCAB: i64 = 256;
+
+/// The first 458 624 bytes of a collection of Shakespeare's plays (public domain).
+pub static SHAKESPEARE: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    zstd::decode_all(&include_bytes!("text/shakespeare.txt.zst")[..])
+        .expect("the file was compressed by the script beside it")
+});
+
+/// A text on a device.
+#[derive(Debug)]
+pub struct Text {
+    /// u8 `[n_train]`
+    train: Tensor,
+    /// u8 `[n_test]`
+    test: Tensor,
+    n_ctx: i64,
+}
+
+impl Text {
+    /// Keeps the last `frac_test` of the text for measuring; windows have `n_ctx` bytes.
+    ///
+    /// # Errors
+    /// [`Error::Params`] if a part is shorter than one window.
+    pub fn new(text: &[u8], frac_test: f64, n_ctx: i64, device: Device) -> Result<Self> {
+        let n_test = (text.len() as f64 * frac_test).round() as usize;
+        let (train, test) = text.split_at(text.len() - n_test.min(text.len()));
+        for (part, name) in [(train, "training"), (test, "test")] {
+            if (part.len() as i64) < n_ctx {
+                return Err(Error::params(
+                    "text",
+                    format!(
+                        "{} bytes in the {name} part, expected at least n_ctx {n_ctx}",
+                        part.len()
+                    ),
+                ));
+            }
+        }
+        let tensor = |part| Tensor::from_slice(part).to_device(device);
+        Ok(Self { train: tensor(train), test: tensor(test), n_ctx })
+    }
+
+    /// Windows of the training part at random places, i64 `[(n_models,) n_rows, n_ctx]`.
+    pub fn random_windows(&self, places: &Counter, rows: &Tensor) -> Tensor {
+        let n_places = self.train.size()[0] - self.n_ctx + 1;
+        self.windows(&self.train, &places.below(rows, 1, n_places))
+    }
+
+    /// `n` windows at equal distances of the training part, i64 `[n, n_ctx]`.
+    pub fn train_windows(&self, n: u64) -> Tensor {
+        self.windows(&self.train, &self.spread(&self.train, n))
+    }
+
+    /// `n` windows at equal distances of the test part, i64 `[n, n_ctx]`.
+    pub fn test_windows(&self, n: u64) -> Tensor {
+        self.windows(&self.test, &self.spread(&self.test, n))
+    }
+
+    /// First bytes of `n` windows from the beginning to the end of a part, i64 `[n, 1]`.
+    fn spread(&self, part: &Tensor, n: u64) -> Tensor {
+        let last = part.size()[0] - self.n_ctx;
+        let index = first_rows(n, part.device()).unsqueeze(-1);
+        (index * last).divide_scalar_mode((n.max(2) - 1) as i64, "floor")
+    }
+
+    /// `places`: i64 `[(n_models,) n_rows, 1]`.
+    fn windows(&self, part: &Tensor, places: &Tensor) -> Tensor {
+        let index = places + Tensor::arange(self.n_ctx, (Kind::Int64, part.device()));
+        part.index_select(0, &index.reshape([-1])).view_as(&index).to_kind(Kind::Int64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_stay_in_their_part() {
+        let text: Vec<u8> = (0..100).collect();
+        let text = Text::new(&text, 0.2, 5, Device::Cpu).unwrap();
+        let ends = |windows: &Tensor| {
+            let gaps = windows.diff(1, -1, None::<Tensor>, None::<Tensor>);
+            assert!(gaps.eq(1).all().int64_value(&[]) == 1, "consecutive bytes");
+            (windows.min().int64_value(&[]), windows.max().int64_value(&[]))
+        };
+        let places = Counter::new(&[1, 2], "test", Device::Cpu);
+        let random = text.random_windows(&places, &first_rows(500, Device::Cpu));
+        assert_eq!(random.size(), [2, 500, 5]);
+        assert_eq!(ends(&random), (0, 79), "every place is met, none beyond");
+        assert_eq!(ends(&text.train_windows(7)), (0, 79));
+        assert_eq!(ends(&text.test_windows(7)), (80, 99));
+        assert_eq!(ends(&text.test_windows(1)), (80, 84));
+        assert!(Text::new(b"short", 0.2, 5, Device::Cpu).is_err());
+    }
+
+    #[test]
+    fn the_built_in_text_is_whole() {
+        assert_eq!(SHAKESPEARE.len(), 458_624);
+        assert!(SHAKESPEARE.starts_with(b"First Citizen:\nBefore we proceed"));
+        assert!(SHAKESPEARE.iter().all(u8::is_ascii) && SHAKESPEARE.ends_with(b"\n"));
+    }
+}

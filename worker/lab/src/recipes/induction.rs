@@ -1,0 +1,351 @@
+//! Induction: the setting in which in-context copying forms in a sudden step.
+//!
+//! # What it trains
+//! A small transformer on random tokens that repeat with a period drawn for each sequence (D11r), loss on
+//! every next token. Repeats can be predicted only by finding the current token's earlier occurrence and
+//! copying what followed it.
+//!
+//! # Interpretation
+//! `loss_repeat` stays near `ln d_vocab`, then drops within a few hundred updates while `previous_token` of a
+//! head in an early layer and `prefix_matching` of one in a later layer rise together. With a fixed
+//! period (`period_min = period_max`) a head that looks a constant distance back solves the task without
+//! any induction circuit: `positional_shortcut` becomes 1, and the run says nothing about induction.
+//! One layer cannot do it. Seeds of equal number share attention weights across variants and depths.
+//!
+//! # Source
+//! Elhage et al. 2021; Olsson et al. 2022, arXiv 2209.11895; N. Nanda's toy `induction_head_infinite`.
+
+use sweep_lens::{Config, Device, Run, Tensor, Transformer, Weights};
+
+use crate::{
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    data::repeats::{RepeatedRows, Repeats},
+    error::{Error, Result},
+    experiment::TokenSet,
+    optimizer::AdamWConfig,
+    params::{ParamSet, params},
+    recipe::{Objective, Plan, Recipe},
+    sequence::{
+        self, Architecture, HeadScores, NORMALIZATIONS, Sampling, VARIANTS, best_head, first_rows,
+        masked_mean, mean, next_token_nll, per_model, with_patterns,
+    },
+};
+
+/// See the module documentation.
+pub struct Induction;
+
+params! {
+    /// Task, architecture and optimizer.
+    pub struct Params {
+        /// Kind of blocks.
+        variant: String = "attn-only".to_owned(), choices = VARIANTS;
+        /// Blocks; induction needs two.
+        n_layers: i64 = 2, min = 1.0, max = 16.0;
+        /// Width of the residual stream.
+        d_model: i64 = 64, min = 1.0, max = 4096.0;
+        /// Attention heads; they share d_model.
+        n_heads: i64 = 4, min = 1.0, max = 64.0;
+        /// Neurons per block, if it has any.
+        d_mlp: i64 = 256, min = 1.0, max = 16384.0;
+        /// Norm in front of every component, without parameters.
+        normalization: String = "none".to_owned(), choices = NORMALIZATIONS;
+        /// Number of tokens.
+        d_vocab: i64 = 64, min = 2.0, max = 65536.0;
+        /// Length of a sequence.
+        n_ctx: i64 = 48, min = 3.0, max = 4096.0;
+        /// Shortest period.
+        period_min: i64 = 8, min = 2.0, max = 4095.0;
+        /// Longest period; equal to the shortest one it gives the control without induction.
+        period_max: i64 = 24, min = 2.0, max = 4095.0;
+        /// Sequences per update.
+        batch: u64 = 32, min = 1.0, max = 65536.0;
+        /// Size of a finite training set; 0 draws new sequences for every update.
+        n_sequences: u64 = 0, min = 0.0, max = 100_000_000.0;
+        /// Sequences that metrics are measured on, the same for every seed.
+        eval_sequences: u64 = 128, min = 1.0, max = 65536.0;
+        /// Learning rate after the warm-up.
+        lr: f64 = 3e-3, min = 0.0;
+        /// Decoupled weight decay.
+        weight_decay: f64 = 0.0, min = 0.0;
+        /// Decay of the first moment.
+        beta1: f64 = 0.9, min = 0.0, max = 0.999_999;
+        /// Decay of the second moment.
+        beta2: f64 = 0.98, min = 0.0, max = 0.999_999;
+        /// Updates over which the learning rate rises.
+        warmup: u64 = 0, min = 0.0;
+        /// Updates in all.
+        steps: u64 = 2000, min = 0.0, max = 10_000_000.0;
+        /// Metrics are streamed at multiples of this.
+        eval_every: u64 = 50, min = 1.0;
+        /// Seed of the training data; -1 is the seed of the run.
+        data_seed: i64 = -1, min = -1.0;
+    }
+}
+
+impl Params {
+    fn architecture(&self) -> Architecture<'_> {
+        Architecture {
+            variant: &self.variant,
+            normalization: &self.normalization,
+            n_layers: self.n_layers,
+            d_model: self.d_model,
+            n_heads: self.n_heads,
+            d_mlp: self.d_mlp,
+            d_vocab: self.d_vocab,
+            n_ctx: self.n_ctx,
+        }
+    }
+
+    /// Sequences of the given seeds.
+    fn repeats(&self, seeds: &[u64], purpose: &str, device: Device) -> Repeats {
+        let period = [self.period_min, self.period_max];
+        Repeats::new(period, self.d_vocab, self.n_ctx, seeds, purpose, device)
+    }
+
+    /// Held-out sequences, the same for every seed.
+    fn evaluation(&self, n: u64, device: Device) -> RepeatedRows {
+        self.repeats(&[0], "evaluation", device).rows(&first_rows(n, device))
+    }
+}
+
+impl Recipe for Induction {
+    type Params = Params;
+    const CARD: &'static Card = &Card {
+        name: "induction",
+        version: 1,
+        summary: "Trains a small transformer on repeated random tokens until induction heads form",
+        source: "Olsson et al. 2022, arXiv 2209.11895; random periods",
+        stage: Stage::Train,
+        requires: Requires::ANY,
+        params: Params::DEFS,
+        metrics: METRICS,
+        figures: FIGURES,
+    };
+
+    fn check(&self, params: &Params) -> Result<()> {
+        params.architecture().check()?;
+        let Params { period_min, period_max, n_ctx, .. } = *params;
+        if period_min > period_max {
+            let problem = format!("{period_max} is below period_min {period_min}");
+            return Err(Error::params("period_max", problem));
+        }
+        if period_max + 1 >= n_ctx {
+            let problem = format!("{period_max} leaves no repeat to predict in n_ctx {n_ctx}");
+            return Err(Error::params("period_max", problem));
+        }
+        Ok(())
+    }
+
+    fn config(&self, params: &Params) -> Config {
+        params.architecture().config()
+    }
+
+    fn init(&self, params: &Params, seed: u64) -> Weights {
+        params.architecture().init(seed)
+    }
+
+    fn plan(&self, params: &Params) -> Plan {
+        let &Params { lr, weight_decay, beta1, beta2, warmup, steps, eval_every, .. } = params;
+        let optimizer = AdamWConfig { lr, beta1, beta2, eps: 1e-8, weight_decay };
+        sequence::plan(optimizer, warmup, steps, eval_every)
+    }
+
+    fn objective(
+        &self,
+        params: &Params,
+        seeds: &[u64],
+        device: Device,
+    ) -> Result<Box<dyn Objective>> {
+        let data_seeds: Vec<u64> =
+            seeds.iter().map(|&seed| u64::try_from(params.data_seed).unwrap_or(seed)).collect();
+        let data = params.repeats(&data_seeds, "train", device);
+        let evaluation = params.evaluation(params.eval_sequences, device);
+        let known = (params.n_sequences > 0).then(|| {
+            data.rows(&first_rows(params.n_sequences.min(params.eval_sequences), device)).tokens
+        });
+        let repeated = evaluation.is_repeated();
+        Ok(Box::new(Repetition {
+            sampling: Sampling::new(params.batch, params.n_sequences, &data_seeds, device),
+            data,
+            known,
+            is_repeated_target: evaluation.is_repeated_target(),
+            prefix_matching: HeadScores::new(&evaluation.prefix_matches(), &repeated),
+            stripe: HeadScores::new(&evaluation.stripe(), &evaluation.has_stripe()),
+            previous: HeadScores::new(&evaluation.previous(), &evaluation.has_previous()),
+            tokens: evaluation.tokens,
+        }))
+    }
+
+    fn probe(&self, params: &Params, device: Device) -> TokenSet {
+        let tokens = params.evaluation(16, device).tokens;
+        TokenSet { tokens, rows_per_batch: 16, last_position_only: false }
+    }
+
+    fn population(&self, _params: &Params, device: Device) -> usize {
+        sequence::population(device)
+    }
+}
+
+/// Loss of the next token on repeated sequences.
+struct Repetition {
+    data: Repeats,
+    sampling: Sampling,
+    /// Rows of a finite training set, i64 `[(n_models,) n, n_ctx]`.
+    known: Option<Tensor>,
+    /// Held-out rows, i64 `[n_eval, n_ctx]`.
+    tokens: Tensor,
+    /// bool `[n_eval, n_ctx - 1]`
+    is_repeated_target: Tensor,
+    prefix_matching: HeadScores,
+    previous: HeadScores,
+    stripe: HeadScores,
+}
+
+/// The flag is raised if some head attends to the stripe by more than this …
+const STRIPE: f64 = 0.8;
+/// … while none attends to the previous token by this much.
+const PREVIOUS: f64 = 0.2;
+
+impl Objective for Repetition {
+    fn loss(&self, model: &Transformer, step: u64) -> Tensor {
+        let tokens = self.data.rows(&self.sampling.rows(step)).tokens;
+        let logits = model.forward(&tokens, &Run::FULL, &mut ());
+        mean(&next_token_nll(&logits, &tokens))
+    }
+
+    fn reorder(&mut self, seeds: &[u64]) -> bool {
+        self.sampling.reorder(seeds);
+        true
+    }
+
+    fn evaluate(&self, model: &Transformer) -> Vec<(&'static str, Tensor)> {
+        let (logits, patterns) = with_patterns(model, &self.tokens);
+        let nll = next_token_nll(&logits, &self.tokens);
+        let test_loss = mean(&nll);
+        let train_loss = match &self.known {
+            Some(known) => mean(&next_token_nll(&model.forward(known, &Run::FULL, &mut ()), known)),
+            None => test_loss.shallow_clone(),
+        };
+        let prefix_matching = self.prefix_matching.of(&patterns);
+        let previous = self.previous.of(&patterns);
+        let stripe = self.stripe.of(&patterns);
+        let shortcut =
+            best_head(&stripe).gt(STRIPE).logical_and(&best_head(&previous).lt(PREVIOUS));
+        let metrics = vec![
+            ("train_loss", train_loss),
+            ("test_loss", test_loss),
+            ("loss_first", masked_mean(&nll, &self.is_repeated_target.logical_not())),
+            ("loss_repeat", masked_mean(&nll, &self.is_repeated_target)),
+            ("best_prefix_matching", best_head(&prefix_matching)),
+            ("best_previous_token", best_head(&previous)),
+            ("best_stripe", best_head(&stripe)),
+            ("prefix_matching", prefix_matching),
+            ("previous_token", previous),
+            ("stripe", stripe),
+            ("positional_shortcut", shortcut),
+        ];
+        metrics.into_iter().map(|(name, values)| (name, per_model(model, values))).collect()
+    }
+}
+
+const HEADS: &[Axis] = &[Axis::Layer, Axis::Head];
+
+const METRICS: &[MetricDef] = &[
+    MetricDef {
+        name: "train_loss",
+        unit: Unit::Nats,
+        axes: &[],
+        doc: "Mean loss on training sequences; on held-out ones if no sequence comes twice",
+    },
+    MetricDef {
+        name: "test_loss",
+        unit: Unit::Nats,
+        axes: &[],
+        doc: "Mean loss on held-out sequences",
+    },
+    MetricDef {
+        name: "loss_first",
+        unit: Unit::Nats,
+        axes: &[],
+        doc: "Mean loss on tokens that nothing predicts: the first copy and the token behind it",
+    },
+    MetricDef {
+        name: "loss_repeat",
+        unit: Unit::Nats,
+        axes: &[],
+        doc: "Mean loss on tokens whose predecessor stood one period before",
+    },
+    MetricDef {
+        name: "best_prefix_matching",
+        unit: Unit::Probability,
+        axes: &[],
+        doc: "Largest prefix_matching of any head",
+    },
+    MetricDef {
+        name: "best_previous_token",
+        unit: Unit::Probability,
+        axes: &[],
+        doc: "Largest previous_token of any head",
+    },
+    MetricDef {
+        name: "best_stripe",
+        unit: Unit::Probability,
+        axes: &[],
+        doc: "Largest stripe of any head",
+    },
+    MetricDef {
+        name: "prefix_matching",
+        unit: Unit::Probability,
+        axes: HEADS,
+        doc: "Mean attention of repeated tokens to what followed their earlier occurrences",
+    },
+    MetricDef {
+        name: "previous_token",
+        unit: Unit::Probability,
+        axes: HEADS,
+        doc: "Mean attention to the token in front",
+    },
+    MetricDef {
+        name: "stripe",
+        unit: Unit::Probability,
+        axes: HEADS,
+        doc: "Mean attention to the token one period minus one before, from the end of the first copy on",
+    },
+    MetricDef {
+        name: "positional_shortcut",
+        unit: Unit::Dimensionless,
+        axes: &[],
+        doc: "1 if best_stripe is above 0.8 with best_previous_token below 0.2: positions, not induction",
+    },
+    MetricDef {
+        name: "weight_norm",
+        unit: Unit::SquaredNorm,
+        axes: &[],
+        doc: "Sum of squares of all parameters",
+    },
+    MetricDef {
+        name: "lr",
+        unit: Unit::Dimensionless,
+        axes: &[],
+        doc: "Learning rate of the next update",
+    },
+];
+
+const FIGURES: &[Figure] = &[
+    Figure {
+        name: "loss",
+        title: "Loss on first and repeated tokens",
+        kind: FigureKind::Lines,
+        metrics: &["loss_first", "loss_repeat"],
+        log_x: false,
+        log_y: false,
+    },
+    Figure {
+        name: "heads",
+        title: "Best head scores",
+        kind: FigureKind::Lines,
+        metrics: &["best_prefix_matching", "best_previous_token", "best_stripe"],
+        log_x: false,
+        log_y: false,
+    },
+];
