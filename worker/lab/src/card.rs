@@ -143,6 +143,12 @@ pub enum Axis {
     Position,
     /// Task of a model that learns several, from the most frequent one.
     Task,
+    /// Digit of an answer; 0 is the most significant one.
+    Digit,
+    /// Number of digits that a carry came through.
+    Cascade,
+    /// Property of a digit or a run that may explain an order or a time.
+    Predictor,
 }
 
 impl Axis {
@@ -158,6 +164,9 @@ impl Axis {
             Self::Quantile => "quantile",
             Self::Position => "position",
             Self::Task => "task",
+            Self::Digit => "digit",
+            Self::Cascade => "cascade",
+            Self::Predictor => "predictor",
         }
     }
 }

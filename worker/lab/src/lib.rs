@@ -11,6 +11,7 @@
 //!   in as arguments, everything goes out through a sink.
 //! - Nothing undeclared reaches a sink; a panic in one experiment is that experiment's error.
 
+mod addition_task;
 mod card;
 pub mod curve;
 pub mod data;
@@ -29,6 +30,7 @@ pub mod optimizer;
 mod params;
 mod progress_measures;
 pub mod random;
+pub mod rebasin;
 mod recipe;
 pub mod recipes;
 mod sequence;

@@ -34,6 +34,50 @@ pub struct Series {
     pub points: Vec<(u64, Value)>,
 }
 
+/// One cell of a metric over all steps.
+pub(crate) struct Cell {
+    /// `axis=label,…`; empty for a scalar.
+    pub(crate) label: String,
+    /// One per point; NaN where the label is missing.
+    pub(crate) values: Vec<f64>,
+}
+
+impl Series {
+    /// Splits a series into cells. Cells go by label, so that a label that is missing at some step is NaN there.
+    pub(crate) fn cells(&self) -> Vec<Cell> {
+        let mut cells: Vec<Cell> = Vec::new();
+        for (point, (_, value)) in self.points.iter().enumerate() {
+            for (flat, &number) in value.data.iter().enumerate() {
+                let label = self.label(value, flat);
+                // Cells keep their place from step to step, so the guess is nearly always right.
+                let place = match cells.get(flat) {
+                    Some(cell) if cell.label == label => Some(flat),
+                    Some(_) | None => cells.iter().position(|cell| cell.label == label),
+                };
+                let place = place.unwrap_or_else(|| {
+                    cells.push(Cell { label, values: vec![f64::NAN; self.points.len()] });
+                    cells.len() - 1
+                });
+                cells[place].values[point] = number;
+            }
+        }
+        cells
+    }
+
+    /// `axis=label,…` of an entry; empty for a scalar.
+    fn label(&self, value: &Value, flat: usize) -> String {
+        let mut rest = flat;
+        let mut parts = Vec::with_capacity(value.shape.len());
+        for (axis, &length) in value.shape.iter().enumerate().rev() {
+            let name = self.axes.get(axis).map_or("axis", String::as_str);
+            parts.push(format!("{name}={}", value.label(axis, rest % length)));
+            rest /= length;
+        }
+        parts.reverse();
+        parts.join(",")
+    }
+}
+
 /// Full metric name → series.
 pub type SeriesTable = BTreeMap<String, Series>;
 
@@ -97,4 +141,35 @@ pub fn trajectory(
     }
     let mut cx = Context::new(card, input.last_step(), sink);
     catch(|| experiment.trajectory(&mut input, params, &mut cx))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_follow_labels() {
+        let table = |labels: &[&str], data: Vec<f64>| {
+            let labels = labels.iter().map(|&label| label.to_owned()).collect();
+            Value::array(vec![2, 2], data, vec![None, Some(labels)])
+        };
+        let series = Series {
+            unit: "nats".to_owned(),
+            axes: vec!["layer".to_owned(), "digit".to_owned()],
+            points: vec![
+                (0, table(&["a", "b"], vec![1., 2., 3., 4.])),
+                (5, table(&["b", "c"], vec![20., 30., 40., 50.])),
+            ],
+        };
+        let cells = series.cells();
+        let labels: Vec<&str> = cells.iter().map(|cell| cell.label.as_str()).collect();
+        assert_eq!(
+            labels[..4],
+            ["layer=0,digit=a", "layer=0,digit=b", "layer=1,digit=a", "layer=1,digit=b"]
+        );
+        assert_eq!(cells[1].values, [2.0, 20.0]);
+        assert_eq!(cells[3].values, [4.0, 40.0]);
+        assert!(cells[0].values[1].is_nan() && cells[4].values[0].is_nan());
+        assert_eq!((labels[4], cells[4].values[1]), ("layer=0,digit=c", 30.0));
+    }
 }

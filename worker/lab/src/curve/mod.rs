@@ -3,6 +3,7 @@
 //! # Layout
 //! - [`fit`]: the five curve models and how they are fitted and scored;
 //! - [`least_squares`]: the numerical core (affine fits, Levenberg-Marquardt);
+//! - [`order`]: what comes first, and how far runs agree on it;
 //! - [`transition`]: onset, end, width, verdict, bracket and bootstrap interval of one curve;
 //! - [`abruptness`]: model-free shape measures.
 //!
@@ -11,4 +12,5 @@
 pub mod abruptness;
 pub mod fit;
 pub mod least_squares;
+pub mod order;
 pub mod transition;

@@ -2,6 +2,8 @@
 
 use crate::experiment::AnyExperiment;
 
+pub mod digit_order;
+pub mod digit_phases;
 pub mod grokking_phases;
 pub mod grokking_progress;
 pub mod pca;
@@ -10,6 +12,8 @@ pub mod weight_norms;
 
 /// All experiments this build can run; the worker advertises exactly this list.
 pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
+    &digit_order::DigitOrder,
+    &digit_phases::DigitPhases,
     &grokking_phases::GrokkingPhases,
     &grokking_progress::GrokkingProgress,
     &pca::Pca,

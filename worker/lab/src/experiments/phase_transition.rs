@@ -33,7 +33,7 @@ use crate::{
     params::{MetricName, ParamSet, params},
     random,
     sink::Context,
-    trajectory::{Series, TrajectoryInput},
+    trajectory::TrajectoryInput,
     value::Value,
 };
 
@@ -91,7 +91,7 @@ impl Experiment for PhaseTransition {
             },
             n_bootstrap: params.n_bootstrap as usize,
         };
-        let cells = cells(series);
+        let cells = series.cells();
         let mut found = Vec::with_capacity(cells.len());
         for (index, cell) in cells.iter().enumerate() {
             // A stream per cell: results do not depend on which other cells there are.
@@ -117,46 +117,6 @@ struct Report<'a> {
     cell: &'a str,
     #[serde(flatten)]
     transition: &'a Transition,
-}
-
-/// One cell of a metric over all steps.
-struct Cell {
-    label: String,
-    values: Vec<f64>,
-}
-
-/// Splits a series into cells. Cells go by label, so that a label that is missing at some step is NaN there.
-fn cells(series: &Series) -> Vec<Cell> {
-    let mut cells: Vec<Cell> = Vec::new();
-    for (point, (_, value)) in series.points.iter().enumerate() {
-        for (flat, &number) in value.data.iter().enumerate() {
-            let label = label(series, value, flat);
-            // Cells keep their place from step to step, so the guess is nearly always right.
-            let place = match cells.get(flat) {
-                Some(cell) if cell.label == label => Some(flat),
-                Some(_) | None => cells.iter().position(|cell| cell.label == label),
-            };
-            let place = place.unwrap_or_else(|| {
-                cells.push(Cell { label, values: vec![f64::NAN; series.points.len()] });
-                cells.len() - 1
-            });
-            cells[place].values[point] = number;
-        }
-    }
-    cells
-}
-
-/// `axis=label,…` of an entry; empty for a scalar.
-fn label(series: &Series, value: &Value, flat: usize) -> String {
-    let mut rest = flat;
-    let mut parts = Vec::with_capacity(value.shape.len());
-    for (axis, &length) in value.shape.iter().enumerate().rev() {
-        let name = series.axes.get(axis).map_or("axis", String::as_str);
-        parts.push(format!("{name}={}", value.label(axis, rest % length)));
-        rest /= length;
-    }
-    parts.reverse();
-    parts.join(",")
 }
 
 type Read = fn(&Transition) -> f64;
@@ -226,32 +186,6 @@ const FIGURES: &[Figure] = &[Figure {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn cells_follow_labels() {
-        let table = |labels: &[&str], data: Vec<f64>| {
-            let labels = labels.iter().map(|&label| label.to_owned()).collect();
-            Value::array(vec![2, 2], data, vec![None, Some(labels)])
-        };
-        let series = Series {
-            unit: "nats".to_owned(),
-            axes: vec!["layer".to_owned(), "digit".to_owned()],
-            points: vec![
-                (0, table(&["a", "b"], vec![1., 2., 3., 4.])),
-                (5, table(&["b", "c"], vec![20., 30., 40., 50.])),
-            ],
-        };
-        let cells = cells(&series);
-        let labels: Vec<&str> = cells.iter().map(|cell| cell.label.as_str()).collect();
-        assert_eq!(
-            labels[..4],
-            ["layer=0,digit=a", "layer=0,digit=b", "layer=1,digit=a", "layer=1,digit=b"]
-        );
-        assert_eq!(cells[1].values, [2.0, 20.0]);
-        assert_eq!(cells[3].values, [4.0, 40.0]);
-        assert!(cells[0].values[1].is_nan() && cells[4].values[0].is_nan());
-        assert_eq!((labels[4], cells[4].values[1]), ("layer=0,digit=c", 30.0));
-    }
 
     #[test]
     fn every_metric_is_read_and_every_reading_declared() {

@@ -2,6 +2,7 @@
 
 use crate::recipe::AnyRecipe;
 
+pub mod addition;
 pub mod induction;
 pub mod modular_addition;
 pub mod modular_addition_mlp;
@@ -13,6 +14,7 @@ pub mod toy_ioi;
 
 /// All recipes this build can train; the worker advertises exactly this list.
 pub static RECIPES: &[&dyn AnyRecipe] = &[
+    &addition::Addition,
     &induction::Induction,
     &modular_addition::ModularAddition,
     &modular_addition_mlp::ModularAdditionMlp,
