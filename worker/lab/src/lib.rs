@@ -57,6 +57,6 @@ pub use crate::{
     recipes::RECIPES,
     sink::{Cancelled, Context, MemorySink, Sink},
     train::{CheckpointPlan, SeedOutcome, Signal, TrainSink, train},
-    trajectory::{Checkpoints, Series, SeriesTable, TrajectoryInput, trajectory},
+    trajectory::{Cell, Checkpoints, Series, SeriesTable, TrajectoryInput, trajectory},
     value::Value,
 };

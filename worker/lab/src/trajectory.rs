@@ -35,16 +35,17 @@ pub struct Series {
 }
 
 /// One cell of a metric over all steps.
-pub(crate) struct Cell {
+#[derive(Debug, Clone)]
+pub struct Cell {
     /// `axis=label,…`; empty for a scalar.
-    pub(crate) label: String,
+    pub label: String,
     /// One per point; NaN where the label is missing.
-    pub(crate) values: Vec<f64>,
+    pub values: Vec<f64>,
 }
 
 impl Series {
     /// Splits a series into cells. Cells go by label, so that a label that is missing at some step is NaN there.
-    pub(crate) fn cells(&self) -> Vec<Cell> {
+    pub fn cells(&self) -> Vec<Cell> {
         let mut cells: Vec<Cell> = Vec::new();
         for (point, (_, value)) in self.points.iter().enumerate() {
             for (flat, &number) in value.data.iter().enumerate() {

@@ -1,6 +1,6 @@
 //! In which order things happen, and how far several runs agree (D32).
 //!
-//! Main items: [`ranks`] of one run, [`kendall_tau`] of two, [`Agreement`] of many with bootstrap intervals over
+//! Main items: [`ranks`] of one run, [`kendall_tau`] and [`spearman`] of two, [`Agreement`] of many with bootstrap intervals over
 //! runs. Invariant: a time that was never reached is NaN; it ranks behind all others.
 
 use rand::Rng;
@@ -17,6 +17,19 @@ pub fn ranks(times: &[f64]) -> Vec<f64> {
         before + f64::midpoint(equal, 1.0)
     };
     times.iter().map(|&time| rank(time)).collect()
+}
+
+/// Spearman's correlation of two rankings, ties by mean ranks; NaN if one of them is all ties.
+///
+/// # Panics
+/// If the lists differ in length.
+pub fn spearman(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len(), "one value of each list per pair");
+    let (a, b) = (ranks(a), ranks(b));
+    let mean = f64::midpoint(a.len() as f64, 1.0);
+    let product =
+        |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| (x - mean) * (y - mean)).sum::<f64>();
+    product(&a, &b) / (product(&a, &a) * product(&b, &b)).sqrt()
 }
 
 /// Kendall's tau-b of two rankings, ties taken into account; NaN if one of them is all ties.
@@ -119,6 +132,16 @@ mod tests {
     #[test]
     fn ranks_share_ties_and_put_the_missing_last() {
         assert_eq!(ranks(&[30.0, 10.0, f64::NAN, 10.0]), [3.0, 1.5, 4.0, 1.5]);
+    }
+
+    #[test]
+    fn rank_correlations_by_scipy() {
+        let a = [1.0, 2.0, 3.0, 4.0, 5.0];
+        assert!((spearman(&a, &[2.0, 4.0, 8.0, 16.0, f64::INFINITY]) - 1.0).abs() < 1e-12);
+        assert!((spearman(&a, &[5.0, 4.0, 3.0, 2.0, 1.0]) + 1.0).abs() < 1e-12);
+        // scipy.stats.spearmanr([1, 2, 3, 4, 5], [5, 6, 7, 8, 7]).statistic
+        assert!((spearman(&a, &[5.0, 6.0, 7.0, 8.0, 7.0]) - 0.820_782_681_668_123_3).abs() < 1e-12);
+        assert!(spearman(&a, &[1.0; 5]).is_nan() && spearman(&[1.0], &[1.0]).is_nan());
     }
 
     #[test]

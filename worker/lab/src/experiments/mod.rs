@@ -8,6 +8,7 @@ pub mod grokking_phases;
 pub mod grokking_progress;
 pub mod pca;
 pub mod phase_transition;
+pub mod quanta;
 pub mod weight_norms;
 
 /// All experiments this build can run; the worker advertises exactly this list.
@@ -18,5 +19,6 @@ pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &grokking_progress::GrokkingProgress,
     &pca::Pca,
     &phase_transition::PhaseTransition,
+    &quanta::Quanta,
     &weight_norms::WeightNorms,
 ];

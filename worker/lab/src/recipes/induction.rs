@@ -15,6 +15,8 @@
 //! # Source
 //! Elhage et al. 2021; Olsson et al. 2022, arXiv 2209.11895; N. Nanda's toy `induction_head_infinite`.
 
+use std::collections::BTreeMap;
+
 use sweep_lens::{Config, Device, Run, Tensor, Transformer, Weights};
 
 use crate::{
@@ -159,20 +161,14 @@ impl Recipe for Induction {
         let data_seeds: Vec<u64> =
             seeds.iter().map(|&seed| u64::try_from(params.data_seed).unwrap_or(seed)).collect();
         let data = params.repeats(&data_seeds, "train", device);
-        let evaluation = params.evaluation(params.eval_sequences, device);
         let known = (params.n_sequences > 0).then(|| {
             data.rows(&first_rows(params.n_sequences.min(params.eval_sequences), device)).tokens
         });
-        let repeated = evaluation.is_repeated();
         Ok(Box::new(Repetition {
             sampling: Sampling::new(params.batch, params.n_sequences, &data_seeds, device),
             data,
             known,
-            is_repeated_target: evaluation.is_repeated_target(),
-            prefix_matching: HeadScores::new(&evaluation.prefix_matches(), &repeated),
-            stripe: HeadScores::new(&evaluation.stripe(), &evaluation.has_stripe()),
-            previous: HeadScores::new(&evaluation.previous(), &evaluation.has_previous()),
-            tokens: evaluation.tokens,
+            held: Held::new(params.evaluation(params.eval_sequences, device)),
         }))
     }
 
@@ -192,8 +188,12 @@ struct Repetition {
     sampling: Sampling,
     /// Rows of a finite training set, i64 `[(n_models,) n, n_ctx]`.
     known: Option<Tensor>,
-    /// Held-out rows, i64 `[n_eval, n_ctx]`.
-    tokens: Tensor,
+    held: Held,
+}
+
+/// Held-out sequences and where to look in them.
+struct Held {
+    rows: RepeatedRows,
     /// bool `[n_eval, n_ctx - 1]`
     is_repeated_target: Tensor,
     prefix_matching: HeadScores,
@@ -219,21 +219,39 @@ impl Objective for Repetition {
     }
 
     fn evaluate(&self, model: &Transformer) -> Vec<(&'static str, Tensor)> {
-        let (logits, patterns) = with_patterns(model, &self.tokens);
-        let nll = next_token_nll(&logits, &self.tokens);
-        let test_loss = mean(&nll);
-        let train_loss = match &self.known {
-            Some(known) => mean(&next_token_nll(&model.forward(known, &Run::FULL, &mut ()), known)),
-            None => test_loss.shallow_clone(),
-        };
+        let mut metrics = self.held.measure(model);
+        if let Some(known) = &self.known {
+            let logits = model.forward(known, &Run::FULL, &mut ());
+            metrics.insert("train_loss", mean(&next_token_nll(&logits, known)));
+        }
+        metrics.into_iter().map(|(name, values)| (name, per_model(model, values))).collect()
+    }
+}
+
+impl Held {
+    fn new(rows: RepeatedRows) -> Self {
+        Self {
+            is_repeated_target: rows.is_repeated_target(),
+            prefix_matching: HeadScores::new(&rows.prefix_matches(), &rows.is_repeated()),
+            stripe: HeadScores::new(&rows.stripe(), &rows.has_stripe()),
+            previous: HeadScores::new(&rows.previous(), &rows.has_previous()),
+            rows,
+        }
+    }
+
+    /// All metrics by name, `[(n_models)]` or `[(n_models,) layer, head]`.
+    fn measure(&self, model: &Transformer) -> BTreeMap<&'static str, Tensor> {
+        let (logits, patterns) = with_patterns(model, &self.rows.tokens);
+        let nll = next_token_nll(&logits, &self.rows.tokens);
+        let loss = mean(&nll);
         let prefix_matching = self.prefix_matching.of(&patterns);
         let previous = self.previous.of(&patterns);
         let stripe = self.stripe.of(&patterns);
         let shortcut =
             best_head(&stripe).gt(STRIPE).logical_and(&best_head(&previous).lt(PREVIOUS));
-        let metrics = vec![
-            ("train_loss", train_loss),
-            ("test_loss", test_loss),
+        BTreeMap::from([
+            ("train_loss", loss.shallow_clone()),
+            ("test_loss", loss),
             ("loss_first", masked_mean(&nll, &self.is_repeated_target.logical_not())),
             ("loss_repeat", masked_mean(&nll, &self.is_repeated_target)),
             ("best_prefix_matching", best_head(&prefix_matching)),
@@ -243,8 +261,7 @@ impl Objective for Repetition {
             ("previous_token", previous),
             ("stripe", stripe),
             ("positional_shortcut", shortcut),
-        ];
-        metrics.into_iter().map(|(name, values)| (name, per_model(model, values))).collect()
+        ])
     }
 }
 
@@ -349,3 +366,107 @@ const FIGURES: &[Figure] = &[
         log_y: false,
     },
 ];
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value as Json;
+
+    use super::*;
+    use crate::value::to_vec;
+
+    fn numbers(json: &Json) -> Vec<f64> {
+        match json.as_array() {
+            Some(items) => items.iter().flat_map(numbers).collect(),
+            None => vec![json.as_f64().unwrap()],
+        }
+    }
+
+    /// `make_induction.py` computes the same by loops over rows, heads and positions.
+    #[test]
+    fn metrics_equal_the_definitions() {
+        let golden: Json =
+            serde_json::from_str(include_str!("../../tests/fixtures/induction.json")).unwrap();
+        let integers = |json: &Json| -> Vec<i64> {
+            numbers(json).iter().map(|&number| number as i64).collect()
+        };
+        let weights: Weights = golden["weights"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .map(|(name, tensor)| {
+                let shape = integers(&tensor["shape"]);
+                (name.clone(), Tensor::from_slice(&numbers(&tensor["data"])).view(shape.as_slice()))
+            })
+            .collect();
+        let params = Params {
+            d_model: 8,
+            n_heads: 2,
+            d_vocab: 6,
+            n_ctx: 10,
+            period_min: 3,
+            period_max: 5,
+            ..Params::default()
+        };
+        let config = params.architecture().config();
+        let rows = RepeatedRows {
+            tokens: Tensor::from_slice(&integers(&golden["tokens"])).view([-1, 10]),
+            period: Tensor::from_slice(&integers(&golden["periods"])).view([-1, 1]),
+        };
+        let alone = Transformer::new(config.clone(), weights.shallow_clone()).unwrap();
+        let twice = Weights::stack(&[&weights, &weights]).unwrap();
+        let population = Transformer::population(config, twice).unwrap();
+        let held = Held::new(rows);
+        let (one, two) = (held.measure(&alone), held.measure(&population));
+        for (name, expected) in golden["expected"].as_object().unwrap() {
+            let expected = numbers(expected);
+            for found in [to_vec(&one[name.as_str()]), to_vec(&two[name.as_str()].get(1))] {
+                assert_eq!(found.len(), expected.len(), "{name}");
+                for (found, expected) in found.iter().zip(&expected) {
+                    assert!(
+                        (found - expected).abs() < 2e-6,
+                        "{name}: {found}, expected {expected}"
+                    );
+                }
+            }
+        }
+        assert_eq!(to_vec(&one["positional_shortcut"]), [0.0]);
+    }
+
+    #[test]
+    fn attention_by_distance_alone_is_a_shortcut() {
+        // One layer, keys and queries of positions: query i looks at key i - 3, whatever the tokens are.
+        let params = Params {
+            n_layers: 1,
+            d_model: 24,
+            n_heads: 1,
+            d_vocab: 6,
+            n_ctx: 12,
+            period_min: 4,
+            period_max: 4,
+            ..Params::default()
+        };
+        let cpu = (sweep_lens::Kind::Float, Device::Cpu);
+        let mut weights = params.architecture().init(0);
+        let positions = Tensor::cat(&[Tensor::eye(12, cpu), Tensor::zeros([12, 12], cpu)], 1);
+        weights.insert("pos_embed.W_pos", positions);
+        weights.insert("embed.W_E", Tensor::zeros([6, 24], cpu));
+        weights.insert("blocks.0.attn.W_K", Tensor::eye(24, cpu).unsqueeze(0) * 100.0);
+        let set = |weights: &mut Weights, distance: i64| {
+            let shift = Tensor::eye(24, cpu).roll([-distance], [1]);
+            weights.insert("blocks.0.attn.W_Q", shift.unsqueeze(0));
+        };
+        let held = Held::new(params.evaluation(16, Device::Cpu));
+        let measure = |weights: &Weights| {
+            let model = Transformer::new(params.architecture().config(), weights.copy()).unwrap();
+            held.measure(&model)
+        };
+        set(&mut weights, 3);
+        let found = measure(&weights);
+        assert!(to_vec(&found["stripe"])[0] > 0.99 && to_vec(&found["previous_token"])[0] < 0.2);
+        assert_eq!(to_vec(&found["positional_shortcut"]), [1.0]);
+        set(&mut weights, 1);
+        let found = measure(&weights);
+        assert!(to_vec(&found["previous_token"])[0] > 0.99 && to_vec(&found["stripe"])[0] < 0.2);
+        assert_eq!(to_vec(&found["positional_shortcut"]), [0.0]);
+    }
+}

@@ -7,8 +7,9 @@
 //! # Interpretation
 //! On translated copies `soft_prefix_matching` is attention to the translation of what comes next: a head finds
 //! the current concept's other word and looks at what followed it. `translation_gain` is what the first copy is
-//! worth in nats, against a control whose second copy is unrelated. Literal induction (`loss_literal`) tends
-//! to form first, because one embedding direction per token suffices for it.
+//! worth in nats, against a control whose second copy is unrelated. Compare the onset with that of literal
+//! induction (`loss_literal`): with the default settings and random embeddings both form in the same few hundred
+//! updates (measured: 1200 to 1500 for seed 0), other than in language models, where translation comes later.
 //!
 //! # Source
 //! Olsson et al. 2022, arXiv 2209.11895, argument 4 (translation); toy with paired tokens.

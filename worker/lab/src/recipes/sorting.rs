@@ -68,7 +68,7 @@ params! {
         /// Updates over which the learning rate rises.
         warmup: u64 = 0, min = 0.0;
         /// Updates in all.
-        steps: u64 = 3000, min = 0.0, max = 10_000_000.0;
+        steps: u64 = 1500, min = 0.0, max = 10_000_000.0;
         /// Metrics are streamed at multiples of this.
         eval_every: u64 = 50, min = 1.0;
         /// Seed of the training data; -1 is the seed of the run.

@@ -4,7 +4,9 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value as Json, json};
-use sweep_lab::{CheckpointPlan, Class, RECIPES, SeedOutcome, Signal};
+use sweep_lab::{
+    CheckpointPlan, Class, RECIPES, SeedOutcome, Signal, lens::checkpoint, vocabulary::Vocabulary,
+};
 
 use crate::{Recorded, Recorder, run_recipe, small_params};
 
@@ -19,6 +21,7 @@ fn settings() -> Vec<(&'static str, Json)> {
         params
     };
     vec![
+        ("addition", with(json!({ "n_digits": 2, "n_examples": 30, "eval_size": 40 }))),
         (
             "induction",
             with(json!({
@@ -129,4 +132,111 @@ fn relations_between_parameters_are_checked() {
     assert!(message.contains("`n_heads`") && message.contains("64"), "{message}");
     assert!(refused("induction", json!({ "period_min": 30 })).contains("period_max"));
     assert!(refused("induction", json!({ "n_ctx": 25 })).contains("25"));
+}
+
+#[test]
+fn fixed_periods_raise_the_shortcut_flag_and_one_layer_has_no_induction() {
+    let params = |period_min: u64, n_layers: u64, n_ctx: u64| {
+        json!({
+            "period_min": period_min, "period_max": 6, "n_ctx": n_ctx, "d_vocab": 16, "d_model": 32,
+            "n_heads": 2, "n_layers": n_layers, "eval_sequences": 64, "steps": 400, "eval_every": 400,
+        })
+    };
+    let train = |params: &Json| {
+        let plan = CheckpointPlan::default();
+        let (_, recorder) = run_recipe("induction", params, &[0], &[], &plan, Recorder::new());
+        move |name: &str| recorder.seeds[&0].metrics[&(name.to_owned(), 400)]
+    };
+    let fixed = train(&params(6, 2, 12));
+    assert_eq!(fixed("positional_shortcut"), 1.0);
+    assert!(fixed("loss_repeat") < 0.3 && fixed("best_stripe") > 0.8);
+    assert!(fixed("best_previous_token") < 0.2);
+    // Random periods cannot be known by position, and one layer cannot look them up.
+    let shallow = train(&params(3, 1, 16));
+    assert_eq!(shallow("positional_shortcut"), 0.0);
+    assert!(shallow("best_prefix_matching") < 0.5 && shallow("loss_repeat") > 1.0);
+    assert!(shallow("loss_first") > 2.5, "{}", shallow("loss_first"));
+}
+
+#[test]
+fn short_lists_get_sorted_and_frequent_parities_come_first() {
+    let plan = CheckpointPlan::default();
+    let params = json!({
+        "length": 2, "n_values": 8, "d_model": 32, "n_heads": 2, "batch": 64, "steps": 400,
+        "eval_every": 400, "lr": 3e-3,
+    });
+    let (_, recorder) = run_recipe("sorting", &params, &[1], &[], &plan, Recorder::new());
+    let at = |name: &str| recorder.seeds[&0].metrics[&(name.to_owned(), 400)];
+    assert!(at("exact") > 0.9 && at("accuracy_position[0]") > 0.9, "{}", at("exact"));
+    let params = json!({
+        "n_tasks": 6, "n_bits": 8, "k": 2, "alpha": 1.5, "d_mlp": 64, "batch": 500, "lr": 5e-3,
+        "steps": 300, "eval_every": 300,
+    });
+    let (_, recorder) = run_recipe("multitask-parity", &params, &[1], &[], &plan, Recorder::new());
+    let seed = &recorder.seeds[&0].metrics;
+    let task = |index: usize, step| seed[&(format!("task_loss[{index}]"), step)];
+    assert!((0.8..1.3).contains(&task(0, 0)) && (0.8..1.3).contains(&task(5, 0)), "one bit each");
+    assert!(task(0, 300) < 0.1 && task(5, 300) > 0.5, "{} {}", task(0, 300), task(5, 300));
+}
+
+#[test]
+fn text_is_a_parameter_and_has_to_be_long_enough() {
+    let plan = CheckpointPlan::default();
+    let params = json!({
+        "text": "ab".repeat(200), "n_ctx": 8, "d_model": 16, "n_heads": 2, "d_mlp": 16, "batch": 8,
+        "eval_sequences": 4, "steps": 150, "eval_every": 150, "lr": 1e-2,
+    });
+    let (_, recorder) = run_recipe("text-lm", &params, &[1], &[], &plan, Recorder::new());
+    let at = |name: &str, step| recorder.seeds[&0].metrics[&(name.to_owned(), step)];
+    assert!((at("test_loss", 0) - 256f64.ln()).abs() < 1.0, "{}", at("test_loss", 0));
+    assert!(at("test_loss", 150) < 0.05 && at("test_acc", 150) > 0.99, "{}", at("test_loss", 150));
+    let recipe = RECIPES.iter().find(|recipe| recipe.card().name == "text-lm").unwrap();
+    let short = json!({ "text": "too short", "n_ctx": 8 });
+    assert!(recipe.check_params(&short).unwrap_err().to_string().contains("test part"));
+}
+
+#[test]
+fn checkpoints_say_what_their_tokens_mean() {
+    let (_, params) = settings().into_iter().find(|setting| setting.0 == "toy-ioi").unwrap();
+    let plan = CheckpointPlan::at([20]);
+    let (_, recorder) = run_recipe("toy-ioi", &params, &[1], &[], &plan, Recorder::new());
+    let file = &recorder.seeds[&0].checkpoints[&20];
+    let published = checkpoint::decode("checkpoint", file).unwrap();
+    let vocabulary = Vocabulary::of_checkpoint(&published.extra).unwrap().unwrap();
+    assert_eq!(vocabulary.words.len() as i64, published.config.d_vocab);
+    assert_eq!(vocabulary.roles.keys().collect::<Vec<_>>(), ["bos", "name", "object", "place"]);
+    assert_eq!(vocabulary.roles["name"].len(), 6);
+    let sentence = "BOS Ann and Tom were at the park . Mary left the store . so Tom decided to give a book to Ann";
+    assert_eq!(vocabulary.encode(sentence).unwrap().len(), 23);
+    // Recipes on numbers have no words.
+    let (_, params) = settings().into_iter().find(|setting| setting.0 == "sorting").unwrap();
+    let (_, recorder) = run_recipe("sorting", &params, &[1], &[], &plan, Recorder::new());
+    let published = checkpoint::decode("checkpoint", &recorder.seeds[&0].checkpoints[&20]).unwrap();
+    assert_eq!(Vocabulary::of_checkpoint(&published.extra).unwrap(), None);
+}
+
+#[test]
+fn a_branch_takes_other_data_from_its_step_on() {
+    let plan = CheckpointPlan::at([10, 20]);
+    for name in
+        ["induction", "multitask-parity", "paired-synonyms", "sorting", "text-lm", "toy-ioi"]
+    {
+        let (_, params) = settings().into_iter().find(|setting| setting.0 == name).unwrap();
+        let mut branch = params.clone();
+        (branch["branch_step"], branch["branch_seed"]) = (10.into(), 77.into());
+        let run = |params: &Json, seeds: &[u64]| {
+            run_recipe(name, params, seeds, &[], &plan, Recorder::new()).1
+        };
+        let weights = |recorder: &Recorder, step| {
+            checkpoint::decode("checkpoint", &recorder.seeds[&0].checkpoints[&step])
+                .unwrap()
+                .weights_hash
+        };
+        let (plain, branched) = (run(&params, &[2]), run(&branch, &[2]));
+        assert_eq!(weights(&plain, 10), weights(&branched, 10), "{name}");
+        assert_ne!(weights(&plain, 20), weights(&branched, 20), "{name}");
+        let together = run(&branch, &[2, 3]);
+        let loss = |recorder: &Recorder| recorder.seeds[&0].metrics[&("train_loss".to_owned(), 20)];
+        assert!((loss(&branched) - loss(&together)).abs() < 2e-3, "{name}");
+    }
 }
