@@ -199,8 +199,13 @@ fn exponents() -> impl Iterator<Item = f64> {
 
 /// M2: linear in a and b, so a one-dimensional search over c.
 fn power_law(points: Points<'_>) -> Fit {
+    // The exponents are meant for logarithmic axes, which never span more than 45. Over plain steps the same
+    // curve is an exponential, searched on an axis of that length; otherwise it would overflow.
+    let range = points.x_range();
+    let scale = if range > 50.0 { range / 10.0 } else { 1.0 };
     let at = |c: f64| {
-        let f: Vec<f64> = points.x.iter().map(|x| (-c * (x - points.x[0])).exp()).collect();
+        let decay = |x: &f64| (-c * (x - points.x[0]) / scale).exp();
+        let f: Vec<f64> = points.x.iter().map(decay).collect();
         affine(&f, points.y)
     };
     let best = exponents().min_by(|&a, &b| at(a).rss.total_cmp(&at(b).rss)).unwrap_or(1.0);
@@ -213,6 +218,7 @@ fn power_law(points: Points<'_>) -> Fit {
     let refined = f64::midpoint(low, high);
     let c = if at(refined).rss <= at(best).rss { refined } else { best };
     let fit = at(c);
+    let c = c / scale;
     let parameters = vec![fit.a, fit.b * (c * points.x[0]).exp(), c];
     Fit::new(Model::PowerLaw, parameters, fit.rss, &points)
 }

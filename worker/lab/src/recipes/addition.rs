@@ -3,7 +3,7 @@
 //! # What it trains
 //! A ReLU transformer without norms on `a + b = c` (D9), most significant digit first (or the answer reversed), the
 //! answer's earlier digits given; loss only on the n + 1 answer digits. Every batch is fresh, or drawn in
-//! random order from `n_examples` sums (0: fresh; the whole set at once if `batch_size` is 0).
+//! random order from `n_examples` sums (0: fresh; the whole set at once if `batch` is 0).
 //!
 //! # Interpretation
 //! The total loss looks smooth, yet each digit falls by itself: the leading digit (a carry, nearly a coin) first,
@@ -47,7 +47,7 @@ params! {
         /// Different sums to train on; 0 draws fresh ones for every batch.
         n_examples: u64 = 0, max = 1_000_000.0;
         /// Sums per update; 0 takes all of a finite set.
-        batch_size: u64 = 64, max = 65536.0;
+        batch: u64 = 64, max = 65536.0;
         /// Layers.
         n_layers: i64 = 1, min = 1.0, max = 16.0;
         /// Width of the residual stream.
@@ -156,8 +156,8 @@ impl Recipe for Addition {
             let (n_heads, d_model) = (params.n_heads, params.d_model);
             return fail("n_heads", format!("{n_heads} does not divide d_model {d_model}"));
         }
-        if params.batch_size == 0 && params.n_examples == 0 {
-            return fail("batch_size", "0 takes all examples, but batches are fresh".to_owned());
+        if params.batch == 0 && params.n_examples == 0 {
+            return fail("batch", "0 takes all examples, but batches are fresh".to_owned());
         }
         if (-1.0 < params.carry_rate) && params.carry_rate < 0.0 {
             return fail(
@@ -234,7 +234,7 @@ impl Recipe for Addition {
         };
         Ok(Box::new(Batches {
             generator: params.generator(),
-            batch_size: params.batch_size as usize,
+            batch: params.batch as usize,
             examples,
             order_seeds: data_seeds,
             train: part(0),
@@ -257,7 +257,7 @@ impl Recipe for Addition {
 /// Fresh batches, or a finite set in random order.
 struct Batches {
     generator: Generator,
-    batch_size: usize,
+    batch: usize,
     /// Finite set of each model; empty if batches are fresh.
     examples: Vec<Vec<Vec<(i64, i64)>>>,
     order_seeds: Vec<u64>,
@@ -272,16 +272,16 @@ impl Batches {
         let (examples, seed) = (&self.examples[model], self.order_seeds[model]);
         if examples.is_empty() {
             let mut rng = random::stream(seed, &format!("addition/batch/{step}"));
-            return self.generator.batch(&mut rng, self.batch_size);
+            return self.generator.batch(&mut rng, self.batch);
         }
-        if self.batch_size == 0 || self.batch_size >= examples.len() {
+        if self.batch == 0 || self.batch >= examples.len() {
             return self.generator.write(examples);
         }
         // Batches walk through one epoch's order after the other.
         let n = examples.len() as u64;
-        let start = step * self.batch_size as u64;
+        let start = step * self.batch as u64;
         let mut epoch = None;
-        let pairs: Vec<_> = (start..start + self.batch_size as u64)
+        let pairs: Vec<_> = (start..start + self.batch as u64)
             .map(|place| {
                 if epoch.as_ref().is_none_or(|(number, _)| *number != place / n) {
                     let purpose = format!("addition/order/{}", place / n);
@@ -315,7 +315,7 @@ impl Objective for Batches {
 
     fn reorder(&mut self, seeds: &[u64]) -> bool {
         let is_whole = |examples: &Vec<Vec<(i64, i64)>>| {
-            !examples.is_empty() && (self.batch_size == 0 || self.batch_size >= examples.len())
+            !examples.is_empty() && (self.batch == 0 || self.batch >= examples.len())
         };
         if self.examples.iter().any(is_whole) {
             return false;

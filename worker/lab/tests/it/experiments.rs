@@ -18,13 +18,36 @@ use sweep_lab::{
     trajectory,
 };
 
-use crate::{Published, Recorder, run, small_params};
+use crate::{Published, Recorder, run_recipe, small_params};
 
 fn trained(steps: u64, every: u64) -> Published {
+    trained_by("modular-addition", steps, every)
+}
+
+/// A small model of a recipe that some experiment asks for.
+fn trained_by(recipe: &str, steps: u64, every: u64) -> Published {
+    let params = match recipe {
+        "addition" => json!({
+            "n_digits": 2, "d_model": 16, "n_heads": 2, "d_mlp": 24, "lr": 1e-2, "eval_size": 200,
+            "steps": steps,
+        }),
+        "modular-addition-mlp" => json!({ "p": 11, "d_mlp": 20, "lr": 1e-2, "steps": steps }),
+        _ => small_params(steps),
+    };
     let plan = CheckpointPlan::every(every, steps);
-    let (outcome, mut recorder) = run(&small_params(steps), &[4], &[], &plan, Recorder::new());
+    let (outcome, mut recorder) = run_recipe(recipe, &params, &[4], &[], &plan, Recorder::new());
     outcome.unwrap();
     Published::new(recorder.seeds.remove(&0).unwrap().checkpoints)
+}
+
+/// Recipes whose models an experiment is tried on.
+fn recipes_of(card: &Card) -> Vec<&'static str> {
+    let all = ["modular-addition", "modular-addition-mlp", "addition"];
+    let fits = |name: &&str| match card.requires.recipes {
+        [] => card.requires.min_layers == 0 || *name == "modular-addition",
+        recipes => recipes.contains(name),
+    };
+    all.into_iter().filter(fits).collect()
 }
 
 fn decode(files: &Published, step: u64) -> Checkpoint {
@@ -78,21 +101,28 @@ fn bits(sink: &MemorySink) -> BTreeMap<(String, u64), Vec<u64>> {
 
 #[test]
 fn analyses_emit_what_they_declare_the_same_each_time() {
-    let files = trained(30, 15);
+    let models: BTreeMap<&str, Published> =
+        ["modular-addition", "modular-addition-mlp", "addition"]
+            .map(|recipe| (recipe, trained_by(recipe, 30, 15)))
+            .into();
     for experiment in EXPERIMENTS.iter().filter(|e| e.card().stage == Stage::Analyse) {
         let card = experiment.card();
-        let mut first = MemorySink::default();
-        analyse_one(*experiment, &files, 30, &mut first).unwrap();
-        check_emitted(card, &first);
-        assert!(first.metrics.values().all(|series| series.keys().eq([&30])), "{}", card.name);
-        let mut second = MemorySink::default();
-        analyse_one(*experiment, &files, 30, &mut second).unwrap();
-        assert_eq!(bits(&first), bits(&second), "{} is not deterministic", card.name);
-        // The first checkpoint has no previous one; everything else is there.
-        analyse_one(*experiment, &files, 0, &mut MemorySink::default()).unwrap();
-        let mut cancelled = MemorySink { cancel_at: Some(1), ..MemorySink::default() };
-        let error = analyse_one(*experiment, &files, 30, &mut cancelled).unwrap_err();
-        assert_eq!(error.class(), Class::Cancelled, "{}", card.name);
+        let recipes = recipes_of(card);
+        assert!(!recipes.is_empty(), "no small model for {}", card.name);
+        for files in recipes.iter().map(|recipe| &models[recipe]) {
+            let mut first = MemorySink::default();
+            analyse_one(*experiment, files, 30, &mut first).unwrap();
+            check_emitted(card, &first);
+            assert!(first.metrics.values().all(|series| series.keys().eq([&30])), "{}", card.name);
+            let mut second = MemorySink::default();
+            analyse_one(*experiment, files, 30, &mut second).unwrap();
+            assert_eq!(bits(&first), bits(&second), "{} is not deterministic", card.name);
+            // The first checkpoint has no previous one; everything else is there.
+            analyse_one(*experiment, files, 0, &mut MemorySink::default()).unwrap();
+            let mut cancelled = MemorySink { cancel_at: Some(1), ..MemorySink::default() };
+            let error = analyse_one(*experiment, files, 30, &mut cancelled).unwrap_err();
+            assert_eq!(error.class(), Class::Cancelled, "{}", card.name);
+        }
     }
 }
 
@@ -133,32 +163,41 @@ fn run_trajectory(
 
 #[test]
 fn trajectories_emit_what_they_declare_the_same_each_time() {
-    let mut files = trained(40, 4);
-    let series = loss_series(&files);
+    let series = loss_series(&trained(40, 4));
+    let mut models: BTreeMap<&str, Published> =
+        ["modular-addition", "modular-addition-mlp", "addition"]
+            .map(|recipe| (recipe, trained_by(recipe, 40, 4)))
+            .into();
     for experiment in EXPERIMENTS.iter().filter(|e| e.card().stage == Stage::Trajectory) {
-        let card = experiment.card();
-        let mut params = experiment.default_params();
-        for def in card.params.iter().filter(|def| def.is_required()) {
-            params[def.name] = json!("grokking-progress.excluded_loss_frequency");
+        let recipes = recipes_of(experiment.card());
+        assert!(!recipes.is_empty(), "no small model for {}", experiment.card().name);
+        for recipe in recipes {
+            check_trajectory(*experiment, models.get_mut(recipe).unwrap(), &series);
         }
-        let mut first = MemorySink::default();
-        run_trajectory(*experiment, &params, &mut files, &series, &mut first).unwrap();
-        check_emitted(card, &first);
-        let mut second = MemorySink::default();
-        run_trajectory(*experiment, &params, &mut files, &series, &mut second).unwrap();
-        assert_eq!(bits(&first), bits(&second), "{} is not deterministic", card.name);
-        assert_eq!(first.artifacts, second.artifacts, "{}", card.name);
-        let mut cancelled = MemorySink { cancel_at: Some(1), ..MemorySink::default() };
-        let error =
-            run_trajectory(*experiment, &params, &mut files, &series, &mut cancelled).unwrap_err();
-        assert_eq!(error.class(), Class::Cancelled, "{}", card.name);
-        // Without its input it says so.
-        let empty = SeriesTable::new();
-        let input = TrajectoryInput { checkpoints: None, series: &empty, device: Device::Cpu };
-        let error =
-            trajectory(*experiment, &params, input, &mut MemorySink::default()).unwrap_err();
-        assert_eq!(error.class(), Class::Input, "{}", card.name);
     }
+}
+
+fn check_trajectory(experiment: &dyn AnyExperiment, files: &mut Published, series: &SeriesTable) {
+    let card = experiment.card();
+    let mut params = experiment.default_params();
+    for def in card.params.iter().filter(|def| def.is_required()) {
+        params[def.name] = json!("grokking-progress.excluded_loss_frequency");
+    }
+    let mut first = MemorySink::default();
+    run_trajectory(experiment, &params, files, series, &mut first).unwrap();
+    check_emitted(card, &first);
+    let mut second = MemorySink::default();
+    run_trajectory(experiment, &params, files, series, &mut second).unwrap();
+    assert_eq!(bits(&first), bits(&second), "{} is not deterministic", card.name);
+    assert_eq!(first.artifacts, second.artifacts, "{}", card.name);
+    let mut cancelled = MemorySink { cancel_at: Some(1), ..MemorySink::default() };
+    let error = run_trajectory(experiment, &params, files, series, &mut cancelled).unwrap_err();
+    assert_eq!(error.class(), Class::Cancelled, "{}", card.name);
+    // Without its input it says so.
+    let empty = SeriesTable::new();
+    let input = TrajectoryInput { checkpoints: None, series: &empty, device: Device::Cpu };
+    let error = trajectory(experiment, &params, input, &mut MemorySink::default()).unwrap_err();
+    assert_eq!(error.class(), Class::Input, "{}", card.name);
 }
 
 #[test]
@@ -246,7 +285,7 @@ fn models_that_do_not_fit_are_refused() {
             run_trajectory(*experiment, &params, &mut files, &series, &mut sink).unwrap_err()
         };
         assert_eq!(error.class(), Class::Unsupported);
-        assert!(error.to_string().contains("modular-addition"), "{error}");
+        assert!(error.to_string().contains(experiment.card().requires.recipes[0]), "{error}");
     }
 }
 

@@ -134,6 +134,50 @@ fn auxiliary_terms_change_the_training_and_only_if_they_are_there() {
 }
 
 #[test]
+fn a_branch_shares_the_trunk_and_takes_other_data_from_there() {
+    let setting = |more: Json| {
+        let mut params = json!({
+            "n_digits": 2, "d_model": 16, "n_heads": 2, "d_mlp": 24, "batch": 8, "eval_size": 50,
+            "steps": 30, "eval_every": 10,
+        });
+        for (name, value) in more.as_object().unwrap() {
+            params[name] = value.clone();
+        }
+        params
+    };
+    for examples in [0, 40] {
+        let train = |more: Json, resume: Option<Vec<u8>>, recorder: Recorder| {
+            let mut more = more;
+            more["n_examples"] = examples.into();
+            let resume: Vec<_> = resume.into_iter().map(Some).collect();
+            let plan = CheckpointPlan::at([20, 30]);
+            let (outcome, mut recorder) =
+                run_recipe("addition", &setting(more), &[5], &resume, &plan, recorder);
+            outcome.unwrap();
+            recorder.seeds.remove(&0).unwrap()
+        };
+        let weights = |file: &[u8]| {
+            let weights = checkpoint::decode("checkpoint", file).unwrap().weights;
+            checkpoint::weights_hash(&weights).unwrap()
+        };
+        let trunk = train(json!({}), None, Recorder::new());
+        let branch = json!({"branch_step": 20, "branch_seed": 77});
+        let one = train(branch.clone(), None, Recorder::new());
+        let other = train(json!({"branch_step": 20, "branch_seed": 78}), None, Recorder::new());
+        let at = |run: &crate::Recorded, step: u64| weights(&run.checkpoints[&step]);
+        assert!(at(&trunk, 20) == at(&one, 20) && at(&trunk, 20) == at(&other, 20));
+        assert!(at(&trunk, 30) != at(&one, 30) && at(&one, 30) != at(&other, 30));
+        // What is measured is measured on the same sums.
+        let loss = |run: &crate::Recorded| run.metrics[&("test_loss".to_owned(), 20)];
+        assert!(loss(&trunk) == loss(&one));
+        let stop = Recorder::stopping(26, Signal::Drain);
+        let drained = train(branch.clone(), None, stop);
+        let rest = train(branch, Some(drained.states[&26].clone()), Recorder::new());
+        assert!(rest.checkpoints[&30] == one.checkpoints[&30], "resumed behind the branch");
+    }
+}
+
+#[test]
 fn interventions_that_cannot_be_are_refused() {
     let class = |more: &Json| {
         let plan = CheckpointPlan::default();

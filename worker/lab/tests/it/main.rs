@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its own functions too")]
 
+mod addition;
 mod experiments;
 mod interventions;
 mod modular;

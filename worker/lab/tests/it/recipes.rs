@@ -71,8 +71,15 @@ fn every_recipe_emits_what_it_declares_and_resumes_exactly() {
                 .collect();
             let declared: BTreeSet<&str> = card.metrics.iter().map(|metric| metric.name).collect();
             assert_eq!(found, declared, "{name}");
-            let infinite = whole.seeds[&0].metrics.iter().find(|(_, value)| !value.is_finite());
-            assert_eq!(infinite, None, "{name}");
+            // Classes of sums without an example have no loss; everything else is a number.
+            let may_be_empty = |metric: &str| {
+                ["loss_base", "loss_make", "loss_use", "loss_no_carry9", "loss_cascade"]
+                    .iter()
+                    .any(|class| name == "addition" && metric.starts_with(class))
+            };
+            let mut metrics = whole.seeds[&0].metrics.iter();
+            let infinite = metrics.find(|((m, _), value)| !value.is_finite() && !may_be_empty(m));
+            assert!(infinite.is_none(), "{name} {infinite:?}");
             let stop = Recorder::stopping(13, Signal::Drain);
             let (_, drained) = run_recipe(name, &params, &seeds, &[], &plan, stop);
             let resume: Vec<_> = (0..seeds.len())
@@ -109,7 +116,8 @@ fn each_model_of_a_population_of_any_recipe_equals_the_model_alone() {
             for (key, value) in &alone.metrics {
                 let other = together.metrics[key];
                 let difference = (value - other).abs() / value.abs().max(1.0);
-                assert!(difference < 2e-3, "{name} {key:?} {value} {other}");
+                let is_absent = value.is_nan() && other.is_nan();
+                assert!(difference < 2e-3 || is_absent, "{name} {key:?} {value} {other}");
             }
         }
         let (_, other) = run_recipe(name, &params, &[5], &[], &plan, Recorder::new());

@@ -180,3 +180,19 @@ fn quantiles_interpolate() {
     assert_eq!(quantile(&[1.0, 2.0, 4.0], 0.75), 3.0);
     assert_eq!(quantile(&[1.0], 0.975), 1.0);
 }
+
+#[test]
+fn plain_steps_tell_a_step_from_an_exponential() {
+    let steps: Vec<u64> = (0..60).map(|i| i * 50).collect();
+    let options = Options { log_x: false, ..OPTIONS };
+    let test = |curve: &dyn Fn(f64) -> f64| {
+        let values: Vec<f64> = steps.iter().map(|&step| curve(step as f64)).collect();
+        Transition::test(&steps, &values, options, &mut random::stream(1, "plain"))
+    };
+    let sharp = test(&|t| 2.3 / (1.0 + ((t - 1000.0) / 60.0).exp()));
+    assert!(sharp.is_transition && (sharp.midpoint - 1000.0).abs() < 5.0, "{sharp:?}");
+    let smooth = test(&|t| 0.2 + 2.3 * (-t / 700.0).exp());
+    assert!(!smooth.is_transition);
+    let fit = smooth.fits.unwrap().get(Model::PowerLaw).clone();
+    assert!((fit.parameters[2] * 700.0 - 1.0).abs() < 1e-3, "the rate, in steps: {fit:?}");
+}
