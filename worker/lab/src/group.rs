@@ -9,7 +9,7 @@ use sweep_lens::{Config, Device, Tensor, Transformer, Weights};
 use crate::{
     error::{Error, Result},
     interventions::{Auxiliary, Penalty, Reference},
-    optimizer::{AdamW, AdamWConfig},
+    optimizer::{AdamW, Rule},
     recipe::Objective,
     trainer_state::Progress,
 };
@@ -41,7 +41,11 @@ pub(crate) struct Group {
     layout: Vec<Slot>,
     flat: Tensor,
     leaves: Vec<Tensor>,
-    optimizer: AdamW,
+    rule: Rule,
+    /// First moment; the velocity of gradient descent.
+    exp_avg: Tensor,
+    /// Second moment; stays zero in gradient descent.
+    exp_avg_sq: Tensor,
     objective: Box<dyn Objective>,
     /// Factor and auxiliary term.
     penalty: Option<(f64, Penalty)>,
@@ -73,7 +77,7 @@ impl Group {
         config: Config,
         members: Vec<Member>,
         objective: Box<dyn Objective>,
-        optimizer: AdamWConfig,
+        rule: Rule,
         device: Device,
     ) -> Result<Self> {
         let n_models = members.len() as i64;
@@ -81,11 +85,8 @@ impl Group {
         let pack =
             |part: &dyn Fn(&Member) -> Option<&Weights>| pack(&layout, &members, part, device);
         let flat = pack(&|member| Some(&member.weights))?;
-        let optimizer = AdamW {
-            exp_avg: pack(&|member| member.moments.as_ref().map(|moments| &moments.0))?,
-            exp_avg_sq: pack(&|member| member.moments.as_ref().map(|moments| &moments.1))?,
-            ..AdamW::new(optimizer, &flat)
-        };
+        let exp_avg = pack(&|member| member.moments.as_ref().map(|moments| &moments.0))?;
+        let exp_avg_sq = pack(&|member| member.moments.as_ref().map(|moments| &moments.1))?;
         let leaves: Vec<Tensor> = layout
             .iter()
             .map(|slot| {
@@ -118,7 +119,9 @@ impl Group {
             layout,
             flat,
             leaves,
-            optimizer,
+            rule,
+            exp_avg,
+            exp_avg_sq,
             objective,
             penalty: None,
             hold,
@@ -157,12 +160,24 @@ impl Group {
             loss += penalty(&self.model) * *factor;
         }
         let gradient = self.gradient(&loss);
-        self.optimizer.step(&mut self.flat, &gradient, lr, step + 1);
+        self.descend(&gradient, lr, step + 1);
         if let Some(Hold { free, value }) = &self.hold {
             tch::no_grad(|| {
                 let _ = self.flat.g_mul_(free);
                 let _ = self.flat.g_add_(value);
             });
+        }
+    }
+
+    fn descend(&mut self, gradient: &Tensor, lr: f64, n_updates: u64) {
+        match self.rule {
+            Rule::AdamW(config) => {
+                let (exp_avg, exp_avg_sq) =
+                    (self.exp_avg.shallow_clone(), self.exp_avg_sq.shallow_clone());
+                let mut optimizer = AdamW { config, exp_avg, exp_avg_sq };
+                optimizer.step(&mut self.flat, gradient, lr, n_updates);
+            }
+            Rule::Sgd(config) => config.step(&mut self.flat, &mut self.exp_avg, gradient, lr),
         }
     }
 
@@ -225,8 +240,8 @@ impl Group {
     pub(crate) fn progress(&self, model: usize) -> Progress {
         Progress::Running {
             weights: self.weights(model),
-            exp_avg: self.unpack(&self.optimizer.exp_avg, model),
-            exp_avg_sq: self.unpack(&self.optimizer.exp_avg_sq, model),
+            exp_avg: self.unpack(&self.exp_avg, model),
+            exp_avg_sq: self.unpack(&self.exp_avg_sq, model),
             held: self.held(model).unwrap_or_default(),
         }
     }
@@ -243,8 +258,8 @@ impl Group {
             seed,
             weights: self.weights(model),
             moments: Some((
-                self.unpack(&self.optimizer.exp_avg, model),
-                self.unpack(&self.optimizer.exp_avg_sq, model),
+                self.unpack(&self.exp_avg, model),
+                self.unpack(&self.exp_avg_sq, model),
             )),
             held: self.held(model),
         }

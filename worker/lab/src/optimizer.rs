@@ -1,6 +1,7 @@
-//! AdamW on one flat buffer, arithmetic and rounding order of `torch.optim.AdamW`.
+//! Optimizers on one flat buffer: AdamW, arithmetic and rounding order of `torch.optim.AdamW`, and plain
+//! gradient descent with momentum, as `torch.optim.SGD`.
 //!
-//! Main type: [`AdamW`]. All parameters of all models of a population lie in one 1-D tensor, so that
+//! Main types: [`Rule`] and [`AdamW`]. All parameters of all models of a population lie in one 1-D tensor, so that
 //! a step is a dozen kernels whatever the number of tensors. Weight decay is decoupled and
 //! multiplies the parameters before the update; nothing is read back to the host.
 
@@ -19,6 +20,47 @@ pub struct AdamWConfig {
     pub eps: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
+}
+
+/// How parameters are updated.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Rule {
+    /// AdamW.
+    AdamW(AdamWConfig),
+    /// Gradient descent.
+    Sgd(SgdConfig),
+}
+
+impl From<AdamWConfig> for Rule {
+    fn from(config: AdamWConfig) -> Self {
+        Self::AdamW(config)
+    }
+}
+
+/// Hyper-parameters; names and meaning are `torch.optim.SGD`'s.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SgdConfig {
+    /// Decay of the velocity; 0 is plain gradient descent.
+    pub momentum: f64,
+    /// Added to the gradient times the parameters.
+    pub weight_decay: f64,
+}
+
+impl SgdConfig {
+    /// One update in place with learning rate `lr`. `parameters`, `velocity`, `gradient`: `[N]`.
+    pub fn step(self, parameters: &mut Tensor, velocity: &mut Tensor, gradient: &Tensor, lr: f64) {
+        let Self { momentum, weight_decay } = self;
+        tch::no_grad(|| {
+            let gradient = if weight_decay == 0.0 {
+                gradient.shallow_clone()
+            } else {
+                gradient + &*parameters * weight_decay
+            };
+            let _ = velocity.g_mul_scalar_(momentum);
+            let _ = velocity.g_add_(&gradient);
+            let _ = parameters.g_add_(&(&*velocity * -lr));
+        });
+    }
 }
 
 /// Moments of a flat parameter buffer.
@@ -90,6 +132,18 @@ mod tests {
         let rates: Vec<f64> = (0..6).map(|step| schedule.lr(step)).collect();
         assert_eq!(rates, [0.0, 0.5, 1.0, 1.5, 2.0, 2.0]);
         assert_eq!(Schedule { peak: 0.1, warmup: 0 }.lr(0), 0.1);
+    }
+
+    #[test]
+    fn descent_with_momentum_by_hand() {
+        let config = SgdConfig { momentum: 0.5, weight_decay: 0.1 };
+        let (mut w, mut velocity) = (Tensor::from_slice(&[1.0]), Tensor::from_slice(&[0.0]));
+        let gradient = Tensor::from_slice(&[2.0]);
+        config.step(&mut w, &mut velocity, &gradient, 0.1);
+        assert!((w.double_value(&[0]) - (1.0 - 0.1 * 2.1)).abs() < 1e-12);
+        config.step(&mut w, &mut velocity, &gradient, 0.1);
+        // Velocity 0.5 * 2.1 + 2 + 0.1 * 0.79.
+        assert!((w.double_value(&[0]) - (0.79 - 0.1 * 3.129)).abs() < 1e-12);
     }
 
     #[test]

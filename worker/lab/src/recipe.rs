@@ -10,7 +10,7 @@ use crate::{
     error::{Error, Result},
     experiment::TokenSet,
     interventions::{self, Auxiliary, Interventions, Penalty},
-    optimizer::{AdamWConfig, Schedule},
+    optimizer::{Rule, Schedule},
     params::{self, ParamDef, ParamSet},
     vocabulary::Vocabulary,
 };
@@ -97,7 +97,7 @@ pub struct Plan {
     /// Metrics are streamed at multiples of this and at the end.
     pub eval_every: u64,
     /// Optimizer.
-    pub optimizer: AdamWConfig,
+    pub optimizer: Rule,
     /// Learning rate over steps.
     pub schedule: Schedule,
 }

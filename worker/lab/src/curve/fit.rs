@@ -192,24 +192,29 @@ impl Curve for Logistics {
     }
 }
 
-/// Exponents tried for M2, both decaying and growing; near 0 it is the line M1.
-fn exponents() -> impl Iterator<Item = f64> {
-    (-30..=60).filter(|i: &i32| i.abs() >= 1).map(|i| f64::from(i) * 0.1)
+/// Exponents tried for M2, both decaying and growing; near 0 it is the line M1. They are meant for
+/// logarithmic axes, which never span more than 45; over plain steps the same curve is an exponential, and
+/// its rates are those of an axis of length ten (anything else would overflow).
+fn exponents(points: Points<'_>) -> impl Iterator<Item = f64> {
+    let unit = exponent_unit(points);
+    (-30..=60).filter(|i: &i32| i.abs() >= 1).map(move |i| f64::from(i) * unit)
+}
+
+/// Distance of neighbouring [`exponents`].
+fn exponent_unit(points: Points<'_>) -> f64 {
+    let range = points.x_range();
+    if range > 50.0 { 1.0 / range } else { 0.1 }
 }
 
 /// M2: linear in a and b, so a one-dimensional search over c.
 fn power_law(points: Points<'_>) -> Fit {
-    // The exponents are meant for logarithmic axes, which never span more than 45. Over plain steps the same
-    // curve is an exponential, searched on an axis of that length; otherwise it would overflow.
-    let range = points.x_range();
-    let scale = if range > 50.0 { range / 10.0 } else { 1.0 };
     let at = |c: f64| {
-        let decay = |x: &f64| (-c * (x - points.x[0]) / scale).exp();
-        let f: Vec<f64> = points.x.iter().map(decay).collect();
+        let f: Vec<f64> = points.x.iter().map(|x| (-c * (x - points.x[0])).exp()).collect();
         affine(&f, points.y)
     };
-    let best = exponents().min_by(|&a, &b| at(a).rss.total_cmp(&at(b).rss)).unwrap_or(1.0);
-    let (mut low, mut high) = (best - 0.1, best + 0.1);
+    let unit = exponent_unit(points);
+    let best = exponents(points).min_by(|&a, &b| at(a).rss.total_cmp(&at(b).rss)).unwrap_or(unit);
+    let (mut low, mut high) = (best - unit, best + unit);
     let golden = (5f64.sqrt() - 1.0) / 2.0;
     for _ in 0..40 {
         let (left, right) = (high - golden * (high - low), low + golden * (high - low));
@@ -218,7 +223,6 @@ fn power_law(points: Points<'_>) -> Fit {
     let refined = f64::midpoint(low, high);
     let c = if at(refined).rss <= at(best).rss { refined } else { best };
     let fit = at(c);
-    let c = c / scale;
     let parameters = vec![fit.a, fit.b * (c * points.x[0]).exp(), c];
     Fit::new(Model::PowerLaw, parameters, fit.rss, &points)
 }
@@ -322,7 +326,7 @@ impl Grid {
     /// BIC advantage of the logistic when errors are AR(1) from point to point.
     fn dbic_ar1(&self, points: Points<'_>) -> f64 {
         let ones = vec![1.0; points.x.len()];
-        let powers: Vec<Vec<f64>> = exponents()
+        let powers: Vec<Vec<f64>> = exponents(points)
             .map(|c| points.x.iter().map(|x| (-c * (x - points.x[0])).exp()).collect())
             .collect();
         let (mut smooth, mut step) = (f64::INFINITY, f64::INFINITY);

@@ -2,6 +2,7 @@
 //!
 //! # Layout
 //! - [`fit`]: the five curve models and how they are fitted and scored;
+//! - [`growth`]: does it fall as a product of growing components?
 //! - [`least_squares`]: the numerical core (affine fits, Levenberg-Marquardt);
 //! - [`order`]: what comes first, and how far runs agree on it;
 //! - [`transition`]: onset, end, width, verdict, bracket and bootstrap interval of one curve;
@@ -11,6 +12,7 @@
 
 pub mod abruptness;
 pub mod fit;
+pub mod growth;
 pub mod least_squares;
 pub mod order;
 pub mod transition;

@@ -4,21 +4,27 @@ use crate::experiment::AnyExperiment;
 
 pub mod digit_order;
 pub mod digit_phases;
+pub mod frequency_choice;
+pub mod grok_predict;
 pub mod grokking_phases;
 pub mod grokking_progress;
 pub mod pca;
 pub mod phase_transition;
 pub mod quanta;
+pub mod s_curve_evidence;
 pub mod weight_norms;
 
 /// All experiments this build can run; the worker advertises exactly this list.
 pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &digit_order::DigitOrder,
     &digit_phases::DigitPhases,
+    &frequency_choice::FrequencyChoice,
+    &grok_predict::GrokPredict,
     &grokking_phases::GrokkingPhases,
     &grokking_progress::GrokkingProgress,
     &pca::Pca,
     &phase_transition::PhaseTransition,
     &quanta::Quanta,
+    &s_curve_evidence::SCurveEvidence,
     &weight_norms::WeightNorms,
 ];

@@ -8,6 +8,7 @@ pub mod modular_addition;
 pub mod modular_addition_mlp;
 pub mod multitask_parity;
 pub mod paired_synonyms;
+pub mod s_curve;
 pub mod sorting;
 pub mod text_lm;
 pub mod toy_ioi;
@@ -20,6 +21,7 @@ pub static RECIPES: &[&dyn AnyRecipe] = &[
     &modular_addition_mlp::ModularAdditionMlp,
     &multitask_parity::MultitaskParity,
     &paired_synonyms::PairedSynonyms,
+    &s_curve::SCurve,
     &sorting::Sorting,
     &text_lm::TextLm,
     &toy_ioi::ToyIoi,

@@ -137,7 +137,8 @@ impl Recipe for ModularAddition {
                 beta2: params.beta2,
                 eps: 1e-8,
                 weight_decay: params.weight_decay,
-            },
+            }
+            .into(),
             schedule: Schedule { peak: params.lr, warmup: params.warmup },
         }
     }

@@ -11,6 +11,8 @@ mod modular;
 mod properties;
 mod recipes;
 mod registry;
+mod s_curve;
+mod scratch;
 mod training;
 
 use std::collections::BTreeMap;

@@ -47,6 +47,13 @@ fn settings() -> Vec<(&'static str, Json)> {
                 "n_pairs": 8, "n_ctx": 14, "period_min": 3, "period_max": 6, "eval_sequences": 8,
             })),
         ),
+        (
+            "s-curve",
+            json!({
+                "n": 8, "rank": 3, "target_rank": 2, "depth": 3, "init_scale": 0.3, "batch": 5,
+                "momentum": 0.5, "layer_norm": true, "steps": 20, "eval_every": 10,
+            }),
+        ),
         ("sorting", with(json!({ "length": 3, "n_values": 6, "eval_sequences": 8 }))),
         ("text-lm", with(json!({ "n_ctx": 12, "eval_sequences": 8, "variant": "gelu" }))),
         ("toy-ioi", with(json!({ "n_names": 6, "eval_sequences": 8, "variant": "relu" }))),

@@ -186,7 +186,9 @@ fn plain_steps_tell_a_step_from_an_exponential() {
     let steps: Vec<u64> = (0..60).map(|i| i * 50).collect();
     let options = Options { log_x: false, ..OPTIONS };
     let test = |curve: &dyn Fn(f64) -> f64| {
-        let values: Vec<f64> = steps.iter().map(|&step| curve(step as f64)).collect();
+        let mut noise = random::stream(3, "noise");
+        let noisy = |&step: &u64| curve(step as f64) + 1e-3 * normal(&mut noise);
+        let values: Vec<f64> = steps.iter().map(noisy).collect();
         Transition::test(&steps, &values, options, &mut random::stream(1, "plain"))
     };
     let sharp = test(&|t| 2.3 / (1.0 + ((t - 1000.0) / 60.0).exp()));
@@ -194,5 +196,5 @@ fn plain_steps_tell_a_step_from_an_exponential() {
     let smooth = test(&|t| 0.2 + 2.3 * (-t / 700.0).exp());
     assert!(!smooth.is_transition);
     let fit = smooth.fits.unwrap().get(Model::PowerLaw).clone();
-    assert!((fit.parameters[2] * 700.0 - 1.0).abs() < 1e-3, "the rate, in steps: {fit:?}");
+    assert!((fit.parameters[2] * 700.0 - 1.0).abs() < 1e-2, "the rate, in steps: {fit:?}");
 }
