@@ -21,6 +21,7 @@ pub mod error;
 pub mod export;
 pub mod figures;
 pub mod format;
+pub mod imports;
 pub mod output;
 pub mod progress;
 pub mod series;

@@ -9,6 +9,7 @@ mod coordinator_crash;
 mod corrupt_checkpoint;
 mod diverging_seed;
 mod full_spool;
+mod imported;
 mod local;
 mod object_store;
 mod worker_crash;

@@ -4,6 +4,8 @@
 //!
 //! Nothing here is a fake: sockets, files, processes and signals are the real ones.
 
+pub mod published;
+
 use std::{
     collections::BTreeMap,
     fs::{self, File},

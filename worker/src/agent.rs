@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::Context;
 use sweep_proto::pb::{self, lease::Work};
+use sweep_source::{Access, Cache};
 use tokio::{
     runtime::Handle,
     signal::unix::{SignalKind, signal},
@@ -17,7 +18,6 @@ use tokio::{
 
 use crate::{
     artifacts::ArtifactStore,
-    cache::Cache,
     catalog::catalog,
     config::RunConfig,
     deliver::{Outlet, Provenance},
@@ -37,7 +37,8 @@ const RESIDENT: usize = 256;
 /// The version of the libtorch that tch 0.24 binds.
 const LIBTORCH: &str = "2.11.0";
 
-/// Runs a worker until it is told to leave. `settings` are the environment's `AWS_*` variables.
+/// Runs a worker until it is told to leave. `settings` are the environment's variables for
+/// buckets and hubs.
 ///
 /// # Errors
 /// When the device, cache, coordinator or artifact store cannot be used at all.
@@ -55,6 +56,9 @@ pub async fn run(config: RunConfig, settings: BTreeMap<String, String>) -> anyho
         .with_context(|| format!("open the metric spool in {}", spool_folder.display()))?;
     let cache = Cache::open(&config.cache.join("checkpoints"), config.cache_bytes)
         .with_context(|| format!("open the checkpoint cache in {}", config.cache.display()))?;
+    let cache = Arc::new(cache);
+    let access = Access::new(settings.clone(), Some(Arc::clone(&cache)), config.patience)
+        .context("set up access to hub and buckets")?;
     let ca = match &config.tls_ca {
         Some(path) => {
             Some(std::fs::read(path).with_context(|| format!("read {}", path.display()))?)
@@ -78,7 +82,13 @@ pub async fn run(config: RunConfig, settings: BTreeMap<String, String>) -> anyho
     let store = ArtifactStore::open(&root, &settings, config.patience)?;
     heartbeat::spawn(Arc::clone(&session)).context("start the heartbeat thread")?;
 
-    let outlet = Outlet { session: Arc::clone(&session), store, runtime: Handle::current() };
+    let outlet = Outlet {
+        session: Arc::clone(&session),
+        store,
+        access: Arc::new(access),
+        memory_bytes: config.memory_bytes,
+        runtime: Handle::current(),
+    };
     let provenance: Provenance = [
         ("device".to_owned(), config.device.clone()),
         ("libtorch".to_owned(), LIBTORCH.to_owned()),
@@ -199,6 +209,7 @@ fn kind(work: &Work) -> &'static str {
         Work::Train(_) => "train",
         Work::Analyse(_) => "analyse",
         Work::Trajectory(_) => "trajectory",
+        Work::Import(_) => "import",
     }
 }
 
@@ -207,6 +218,7 @@ fn task_keys(work: &Work) -> Vec<pb::TaskKey> {
         Work::Train(work) => work.seeds.iter().filter_map(|seed| seed.task.clone()).collect(),
         Work::Analyse(work) => work.tasks.iter().filter_map(|task| task.task.clone()).collect(),
         Work::Trajectory(work) => work.task.iter().cloned().collect(),
+        Work::Import(work) => work.task.iter().cloned().collect(),
     }
 }
 

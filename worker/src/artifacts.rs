@@ -9,9 +9,9 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use bytes::Bytes;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload, RetryConfig, path::Path};
 use sweep_proto::pb;
+use sweep_source::cache::sha256;
 use tokio::time::Instant;
 
-use crate::cache::sha256;
 
 /// First pause after a failure; doubles up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_millis(200);

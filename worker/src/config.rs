@@ -37,6 +37,9 @@ pub struct RunConfig {
     /// Bound of the checkpoint cache.
     #[arg(long, default_value = "50GiB", value_parser = bytes)]
     pub cache_bytes: u64,
+    /// Memory that the weights of one checkpoint may take [default: what the machine has free].
+    #[arg(long, value_parser = bytes)]
+    pub memory_bytes: Option<u64>,
     /// Device: cpu, cuda (the first GPU) or cuda:N.
     #[arg(long, env = "SWEEP_DEVICE", default_value = "cpu")]
     pub device: String,

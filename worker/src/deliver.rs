@@ -16,6 +16,7 @@ use sweep_proto::{
     id::{Attempt, ProtocolError, TaskKey, artifact_key},
     pb::{self, record::Body},
 };
+use sweep_source::Access;
 use tokio::runtime::Handle;
 
 use crate::{
@@ -78,6 +79,10 @@ pub struct Outlet {
     pub session: Arc<Session>,
     /// Artifacts.
     pub store: ArtifactStore,
+    /// Checkpoints that this system did not train.
+    pub access: Arc<Access>,
+    /// Memory that weights may take, if that is not for the machine to say.
+    pub memory_bytes: Option<u64>,
     /// For uploads from the lane's thread.
     pub runtime: Handle,
 }

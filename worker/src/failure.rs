@@ -33,6 +33,13 @@ pub fn of_store(error: &StoreError) -> pb::Failure {
     failure(class, chain(error))
 }
 
+/// A failure of a source of checkpoints.
+pub fn of_source(error: &sweep_source::Error) -> pb::Failure {
+    let text = chain(error);
+    let text = error.hint().map_or_else(|| text.clone(), |hint| format!("{text}; {hint}"));
+    failure(error.class(), text)
+}
+
 /// A failure of the spool.
 pub fn of_spool(error: &SpoolError) -> pb::Failure {
     failure(FailureClass::Transient, chain(error))

@@ -87,10 +87,7 @@ impl Sweep {
             {
                 continue;
             }
-            let is_resident = || {
-                let file = published.checkpoint.file.as_ref();
-                file.is_some_and(|file| resident.contains(&file.sha256))
-            };
+            let is_resident = || published.files().any(|file| resident.contains(&file.sha256));
             let must = oldest.is_none() && waiting.passed >= MAX_PASSED;
             oldest = oldest.or(Some(place));
             if must || resident.is_empty() || is_resident() {

@@ -3,7 +3,8 @@
 use serde_json::{Map, Value};
 
 use super::{
-    CheckpointSelection, ExperimentSpec, ModelSource, Problem, Segment, SweepSpec, expand,
+    CheckpointSelection, ExperimentSpec, ModelSource, ModelSpec, Problem, Segment, SweepSpec,
+    expand,
 };
 use crate::{
     catalog::{self, did_you_mean},
@@ -67,17 +68,24 @@ impl Checker<'_> {
                     let at = path(&[&"models", &index, &"train"]);
                     self.train(&at, recipe, params, model.checkpoints.as_ref());
                 }
-                ModelSource::Named(name) => self.add(
-                    here,
-                    format!("unknown model `{name}`"),
-                    Some("this version trains its models: use `train: { recipe: … }`".to_owned()),
-                ),
-                ModelSource::Hub { .. } | ModelSource::Path { .. } => self.add(
-                    here,
-                    "models from a hub or a folder are not supported by this version".to_owned(),
-                    Some("use `train: { recipe: … }`".to_owned()),
-                ),
+                ModelSource::Named(_) | ModelSource::Hub(_) | ModelSource::Path(_) => {
+                    self.import(here, model);
+                }
             }
+        }
+    }
+
+    fn import(&mut self, here: Vec<Segment>, model: &ModelSpec) {
+        let Some(found) = &model.import.found else {
+            let hint = "submit the file with `sweep submit` or `sweep local`".to_owned();
+            return self.add(here, "its checkpoints were not listed".to_owned(), Some(hint));
+        };
+        if let Err(message) = found.select(model.checkpoints.as_ref()) {
+            let mut path = here;
+            if model.checkpoints.is_some() {
+                path.push(Segment::Key("checkpoints".to_owned()));
+            }
+            self.add(path, message, None);
         }
     }
 

@@ -123,13 +123,29 @@ pub fn model_label(
             }
             format!("{label}-seed{seed}")
         }
-        ModelSource::Named(name) => plain(&Value::String(name.clone())),
-        ModelSource::Hub { repo } => plain(&Value::String(repo.clone())),
-        ModelSource::Path { url, name, .. } => {
-            let folder = url.trim_end_matches('/').rsplit('/').next().unwrap_or(url);
-            plain(&Value::String(name.clone().unwrap_or_else(|| folder.to_owned())))
+        ModelSource::Named(_) | ModelSource::Hub(_) | ModelSource::Path(_) => {
+            let mut label = import_label(model);
+            for (name, _) in axes {
+                label = format!("{label}-{name}={}", plain(&point[name]));
+            }
+            label
         }
     }
+}
+
+/// The label of a model that this system did not train: its `name`, or else the last part of
+/// where it comes from.
+pub fn import_label(model: &ModelSpec) -> String {
+    let text = match (&model.import.name, &model.source) {
+        (Some(name), _) | (None, ModelSource::Named(name)) => name.as_str(),
+        (None, ModelSource::Hub(repo)) => repo.rsplit('/').next().unwrap_or(repo),
+        (None, ModelSource::Path(url)) => {
+            let url = url.trim_end_matches('/');
+            url.rsplit('/').next().unwrap_or(url)
+        }
+        (None, ModelSource::Train { recipe, .. }) => recipe.as_str(),
+    };
+    plain(&Value::String(text.to_owned()))
 }
 
 /// A value as part of a file name.

@@ -166,6 +166,48 @@ fn grids_are_indexed_without_being_built() {
     assert_eq!((&point["p"], &point["weight_decay"]), (&json!(71), &json!(0.3)));
     assert_eq!(point["widths"], json!([1, 2]));
     let source = ModelSource::Train { recipe: "r".into(), params: params.clone(), seeds: vec![0] };
-    let model = ModelSpec { source, checkpoints: None };
+    let model = ModelSpec { source, import: Import::default(), checkpoints: None };
     assert_eq!(expand::model_label(&model, &axes, &point, 7), "r-p=71-weight_decay=0.3-seed7");
+}
+
+#[test]
+fn imported_models_are_decoded_with_their_settings() {
+    let document = json!({ "name": "real", "models": [
+        "pythia-160m",
+        { "hub": "EleutherAI/pythia-70m", "checkpoints": { "steps": [0, 512] } },
+        { "path": "runs/my-lm/", "family": "gpt2", "dtype": "float64",
+          "processing": ["center_unembed", "fold_ln"], "prepend_bos": true },
+        { "name": "gpt2" },
+    ] });
+    let spec = SweepSpec::decode(&document).unwrap();
+    let labels: Vec<String> = spec.models.iter().map(expand::import_label).collect();
+    assert_eq!(labels, ["pythia-160m", "pythia-70m", "my-lm", "gpt2"]);
+    assert_eq!(spec.models[2].import.processing.as_deref(), Some("fold_ln+center_unembed"));
+    assert_eq!(SweepSpec::decode(&spec.to_json()).unwrap(), spec);
+    let problems = spec.check(&document, &catalog()).unwrap_err();
+    assert!(problems[0].one_line().contains("models[0]: its checkpoints were not listed"));
+
+    let refuse = |model: serde_json::Value, expected: &str| {
+        let document = json!({ "name": "x", "models": [model] });
+        let problems = SweepSpec::decode(&document).unwrap_err();
+        let lines: Vec<String> = problems.iter().map(Problem::one_line).collect();
+        assert!(lines.iter().any(|line| line.contains(expected)), "{lines:?}");
+    };
+    refuse(json!({ "path": "a", "hub": "b" }), "exactly one of");
+    refuse(json!({ "path": "a", "dtype": "flaot32" }), "`dtype` must be one of");
+    refuse(json!({ "path": "a", "processing": "fold" }), "unknown processing `fold`");
+    refuse(json!({ "path": "" }), "expected a text");
+    refuse(json!({ "train": { "recipe": "r" }, "dtype": "float32" }), "is trained here");
+}
+
+#[test]
+fn a_listing_decides_which_steps_exist() {
+    let document = json!({ "name": "x", "models": [{
+        "path": "a", "checkpoints": { "steps": [3] },
+        "found": { "at": "file:///a/{}", "checkpoints": [[0, "step0"], [5, "step5"]] },
+    }] });
+    let spec = SweepSpec::decode(&document).unwrap();
+    let problems = spec.check(&document, &catalog()).unwrap_err();
+    let line = problems[0].one_line();
+    assert!(line.contains("models[0].checkpoints: there is no checkpoint of step 3"), "{line}");
 }
