@@ -190,6 +190,7 @@ fn optional<'a, T: Deserialize<'a> + Default>(files: &Files<'a>, name: &str) -> 
 
 /// The parts of `special_tokens_map.json` that decide.
 #[derive(Default, Deserialize)]
+#[expect(clippy::struct_field_names, reason = "the names in the file")]
 struct SpecialTokens {
     bos_token: Option<Token>,
     eos_token: Option<Token>,
@@ -233,7 +234,9 @@ impl Token {
     }
 }
 
-#[derive(Deserialize)]
+/// A token with its options, as files write it.
+#[derive(Clone, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "the options that the file format has")]
 struct TokenSpec {
     content: String,
     #[serde(default)]
@@ -341,10 +344,7 @@ fn added_tokens(
     }
     for (id, token) in &config.added_tokens_decoder {
         let id = id.parse().map_err(|_| fail(CONFIG, format!("`{id}` is no token id")))?;
-        let TokenSpec { lstrip, rstrip, single_word, normalized, special, .. } = *token;
-        let content = token.content.clone();
-        let spec = TokenSpec { content, lstrip, rstrip, single_word, normalized, special };
-        fixed.insert(id, spec);
+        fixed.insert(id, token.clone());
     }
     let mut known: BTreeSet<String> = fixed.values().map(|token| token.content.clone()).collect();
     let mut added: Vec<_> = fixed.into_iter().map(|(id, token)| (Some(id), token)).collect();

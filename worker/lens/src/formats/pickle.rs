@@ -527,7 +527,7 @@ impl<'a> Machine<'a> {
                 [_, base, numel] => {
                     let base = self.pickle.int(base).filter(|&base| base >= 0)?;
                     let numel = self.pickle.int(numel).filter(|&numel| numel >= 0)?;
-                    Some(StorageRef { base, numel, ..whole })
+                    Some(StorageRef { numel, base, ..whole })
                 }
                 _ => None,
             },

@@ -37,13 +37,12 @@ pub(super) fn contents(
         let fail = |problem| (Some(name.to_owned()), problem);
         let tensor = &pickle.tensors[tensor];
         let storage = &pickle.storages[tensor.storage];
-        let extent = match known.get(storage.key.as_str()) {
-            Some(&extent) => extent,
-            None => {
-                contents.extents.push(find(storage).map_err(fail)?);
-                known.insert(&storage.key, contents.extents.len() - 1);
-                contents.extents.len() - 1
-            }
+        let extent = if let Some(&extent) = known.get(storage.key.as_str()) {
+            extent
+        } else {
+            contents.extents.push(find(storage).map_err(fail)?);
+            known.insert(&storage.key, contents.extents.len() - 1);
+            contents.extents.len() - 1
         };
         let layout = layout(storage, tensor.start, (tensor.shape.clone(), tensor.strides.clone()))
             .and_then(|view| view(extent, contents.extents[extent].storage_bytes()))

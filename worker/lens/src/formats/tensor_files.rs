@@ -217,7 +217,8 @@ fn describe_known(start: &[u8]) -> Option<&'static str> {
         return Some("a Git LFS pointer, the file itself was not downloaded");
     }
     let text = start.trim_ascii_start();
-    if text.starts_with(b"<") {
+    let begins = |with: &[u8]| text.get(..with.len()).is_some_and(|t| t.eq_ignore_ascii_case(with));
+    if begins(b"<!doctype") || begins(b"<html") || begins(b"<?xml") {
         return Some("an HTML or XML page");
     }
     if start.get(257..262) == Some(b"ustar") {

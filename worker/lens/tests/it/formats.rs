@@ -213,3 +213,50 @@ fn a_set_in_memory_is_a_source_like_files() {
     assert!(set.remove("ln_f.bias").is_some());
     assert!(matches!(set.tensor("ln_f.bias"), Err(Error::MissingTensor { .. })));
 }
+
+/// A pickle that is longer than the part of a legacy file that is looked at first.
+#[test]
+fn a_long_pickle_in_a_legacy_file_is_read_to_its_end() {
+    let text =
+        |text: &str| [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
+    let pickle = |body: &[&[u8]]| [&[0x80, 2], body.concat().as_slice(), b"."].concat();
+    let magic = pickle(&[b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"]);
+    let machine = pickle(&[b"}", &text("little_endian"), b"\x88s"]);
+    let storage = [
+        &b"("[..],
+        &text("storage"),
+        b"ctorch\nShortStorage\n",
+        &text("7"),
+        &text("cpu"),
+        b"K\x03NtQ",
+    ];
+    let tensor = [
+        b"ctorch._utils\n_rebuild_tensor_v2\n(",
+        &storage.concat()[..],
+        b"K\x01K\x02\x85K\x01\x85\x89)tR",
+    ];
+    let body = [
+        b"}(",
+        &text("notes")[..],
+        &text(&"x".repeat(3 << 20)),
+        &text("w"),
+        &tensor.concat(),
+        b"u",
+    ];
+    let keys = pickle(&[b"](", &text("7"), b"e"]);
+    let data = [&3u64.to_le_bytes()[..], &[5, 0, 6, 0, 7, 0]].concat();
+    let contents = [magic, pickle(&[b"M\xe9\x03"]), machine, pickle(&body), keys, data].concat();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("blob");
+    fs::write(&path, &contents).unwrap();
+    let paths = BTreeMap::from([("m.bin".to_owned(), path.clone())]);
+    let files = TensorFiles::open(&paths).unwrap();
+    assert_eq!(files.names(), ["w"]);
+    assert_eq!(files.tensor("w").unwrap(), Tensor::from_slice(&[6i16, 7]));
+    fs::write(&path, &contents[..2 << 20]).unwrap();
+    let error = TensorFiles::open(&paths).unwrap_err();
+    assert!(
+        matches!(error, Error::Checkpoint { problem: Problem::Truncated { .. }, .. }),
+        "{error}"
+    );
+}

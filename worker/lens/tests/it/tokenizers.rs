@@ -16,11 +16,11 @@ struct Expected {
 #[derive(Deserialize)]
 struct Family {
     vocab_size: usize,
-    texts: Vec<Text>,
+    texts: Vec<Sample>,
 }
 
 #[derive(Deserialize)]
-struct Text {
+struct Sample {
     text: String,
     ids: Vec<i64>,
     decoded: String,
@@ -55,7 +55,7 @@ fn ids_are_those_of_the_reference() {
             ["<|endoftext|>", "<|BOS|>"][usize::from(name == "neox")]
         );
         assert!(family.texts.len() > 15);
-        for Text { text, ids, decoded } in family.texts {
+        for Sample { text, ids, decoded } in family.texts {
             assert_eq!(tokenizer.encode(&text, false).unwrap(), ids, "{name} {text:?}");
             assert_eq!(tokenizer.decode(&ids).unwrap(), decoded, "{name} {text:?}");
             let with_bos = [vec![bos], ids].concat();
