@@ -125,6 +125,13 @@ fn only(name: &str) -> (BTreeMap<String, PathBuf>, tempfile::TempDir) {
     (BTreeMap::from([("snapshot/model.pth".to_owned(), blob)]), folder)
 }
 
+/// A checkpoint is opened on one thread (prefetching) and used on another.
+const _: () = {
+    const fn sendable<T: Send>() {}
+    sendable::<TensorFiles>();
+    sendable::<TensorSet>();
+};
+
 #[test]
 fn tensors_are_private_views_that_outlive_their_file() {
     let (paths, folder) = only("pt-plain");

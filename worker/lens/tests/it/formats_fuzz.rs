@@ -3,9 +3,12 @@
 use std::{collections::BTreeMap, fs};
 
 use proptest::{prelude::*, sample::Index};
-use sweep_lens::formats::{TensorFiles, TensorSource, shards_of};
+use sweep_lens::{
+    formats::{TensorFiles, TensorSource, shards_of},
+    tokenizer::Tokenizer,
+};
 
-use crate::{HEAP, formats::cases};
+use crate::{HEAP, formats::cases, tokenizers};
 
 /// More than any reader needs for files of a few kilobytes, less than one believed length costs.
 const HEAP_BYTES_MAX: usize = 4 << 20;
@@ -137,6 +140,26 @@ fn mutated_pickles_without_checksums() {
     let contents = fs::read(&cases()["pt-no-checksums"].paths()["m.pth"]).unwrap();
     proptest!(ProptestConfig::with_cases(1500), |(mutations in proptest::collection::vec(mutation(), 1..4))| {
         read("m.pth", &mutated(contents.clone(), &mutations));
+    });
+}
+
+/// Files of a tokenizer, too: what opens can be used.
+#[test]
+fn mutated_tokenizers() {
+    let families = ["gpt2", "neox"].map(tokenizers::contents);
+    let strategy = (0..2usize, any::<Index>(), proptest::collection::vec(mutation(), 1..3));
+    proptest!(ProptestConfig::with_cases(300), |((family, file, mutations) in strategy)| {
+        let mut files = families[family].clone();
+        let at = file.index(files.len());
+        let contents = files.values_mut().nth(at).unwrap();
+        *contents = mutated(std::mem::take(contents), &mutations);
+        if let Ok(tokenizer) = Tokenizer::from_bytes(&files) {
+            for text in ["Mary  went 12\u{e9}<|endoftext|>", " the\n\n"] {
+                if let Ok(ids) = tokenizer.encode(text, false) {
+                    tokenizer.decode(&ids).unwrap();
+                }
+            }
+        }
     });
 }
 

@@ -37,7 +37,7 @@ fn files(name: &str) -> BTreeMap<String, PathBuf> {
     paths.map(|path| (in_repository(&path), path)).collect()
 }
 
-fn contents(name: &str) -> BTreeMap<String, Vec<u8>> {
+pub(crate) fn contents(name: &str) -> BTreeMap<String, Vec<u8>> {
     let files = files(name).into_iter();
     files.map(|(name, path)| (name[2..].to_owned(), fs::read(path).unwrap())).collect()
 }
