@@ -6,6 +6,10 @@
 #[cfg(test)]
 mod checkpoints;
 #[cfg(test)]
+mod formats;
+#[cfg(test)]
+mod formats_fuzz;
+#[cfg(test)]
 mod gradients;
 #[cfg(test)]
 mod hand_built;
@@ -17,3 +21,9 @@ mod models;
 mod parity;
 #[cfg(test)]
 mod passes;
+#[cfg(test)]
+mod tokenizers;
+
+/// Counts what Rust code allocates: readers of foreign bytes have a budget.
+#[global_allocator]
+static HEAP: peak_alloc::PeakAlloc = peak_alloc::PeakAlloc;
