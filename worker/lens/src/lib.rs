@@ -40,7 +40,7 @@ pub use tch::{Device, Kind, Tensor};
 
 pub use crate::{
     cache::Cache,
-    config::{ActFn, Config, Normalization, Positional, RotaryScaling},
+    config::{ActFn, AttnType, Config, NormPosition, Normalization, Positional, RotaryScaling},
     error::{Class, Error, Problem, Result},
     hook::{Hook, Norm, Site},
     hooks::{Ablate, FnHook, Hooks, Patch},
