@@ -4,6 +4,8 @@
 //! - [`Config`] and [`Weights`] describe a model by TransformerLens' names; [`Transformer`] checks them
 //!   against each other once and runs the forward pass.
 //! - [`Hook`] names an activation; [`Hooks`] observes and edits activations during one pass.
+//! - [`families`] reads published models, whose files are [`formats`]; [`processing`] rewrites weights into
+//!   equivalent ones that are easier to read.
 //! - [`checkpoint`] turns a model into bytes and back, [`tensor_file`] does so for any named tensors.
 //! - [`init`] draws seeded parameters, [`device`] finds the GPU.
 //!
@@ -14,7 +16,10 @@
 
 pub mod checkpoint;
 pub mod device;
+pub mod families;
+pub mod formats;
 pub mod init;
+pub mod processing;
 pub mod tensor_file;
 
 mod activation;

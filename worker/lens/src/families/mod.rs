@@ -159,7 +159,10 @@ mod tests {
             (json!({"model_type": "gpt2"}), "gpt2"),
             (json!({"architectures": ["GPT2LMHeadModel"]}), "gpt2"),
             (json!({"model_type": "gpt_neo"}), "gpt_neo"),
-            (json!({"model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"]}), "gpt_neox"),
+            (
+                json!({"model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"]}),
+                "gpt_neox",
+            ),
             (json!({"model_type": "llama"}), "llama"),
             (json!({"architectures": ["MistralForCausalLM"]}), "llama"),
             (json!({"model_type": "olmo"}), "olmo"),

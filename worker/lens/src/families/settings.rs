@@ -24,7 +24,6 @@ pub(super) enum Neutral {
     /// No value at all does.
     Absent,
     False,
-    True,
     Number(f64),
 }
 
@@ -121,7 +120,6 @@ impl<'a> Settings<'a> {
             let is_neutral = match neutral {
                 Neutral::Absent => false,
                 Neutral::False => value == false,
-                Neutral::True => value == true,
                 Neutral::Number(number) => value.as_f64() == Some(number),
             };
             if !is_neutral {
@@ -206,12 +204,12 @@ mod tests {
         let settings = Settings::new(&config).unwrap();
         let neutral = [
             ("a", Neutral::False),
-            ("b", Neutral::True),
             ("c", Neutral::Number(1.0)),
             ("d", Neutral::Absent),
             ("z", Neutral::Absent),
         ];
         settings.refuse(&neutral).unwrap();
+        assert!(settings.refuse(&[("b", Neutral::Number(1.0))]).is_err());
         for key in ["a", "b", "c", "e"] {
             let error = settings.refuse(&[(key, Neutral::Absent)]).unwrap_err().to_string();
             assert!(error.contains(&format!("`{key}`")), "{error}");

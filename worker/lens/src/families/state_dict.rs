@@ -31,19 +31,14 @@ impl<'a> StateDict<'a> {
         StateDict { source, unread, sums: Vec::new(), kind, device }
     }
 
+    /// The checkpoint itself, for questions that read nothing.
+    pub fn source(&self) -> &'a dyn TensorSource {
+        self.source
+    }
+
     /// Whether the checkpoint has a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
         self.source.info(name).is_some()
-    }
-
-    /// Returns every name, in name order.
-    pub fn names(&self) -> Vec<&'a str> {
-        self.source.names()
-    }
-
-    /// Returns the shape of a tensor without reading it.
-    pub fn shape(&self, name: &str) -> Option<&'a [i64]> {
-        self.source.info(name).map(|info| info.shape.as_slice())
     }
 
     /// Takes a tensor of this shape.
@@ -92,7 +87,11 @@ impl<'a> StateDict<'a> {
     ///
     /// # Errors
     /// As [`StateDict::take`].
-    pub fn take_heads_in(&mut self, name: &str, [heads, d_head, d_model]: [i64; 3]) -> Result<Tensor> {
+    pub fn take_heads_in(
+        &mut self,
+        name: &str,
+        [heads, d_head, d_model]: [i64; 3],
+    ) -> Result<Tensor> {
         let rows = self.take(name, &[heads * d_head, d_model])?;
         Ok(rows.view([heads, d_head, d_model]).transpose(1, 2))
     }
@@ -152,10 +151,8 @@ impl<'a> StateDict<'a> {
 
     /// Returns a tensor as it is stored, and marks it as read.
     fn stored(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
-        let info = self
-            .source
-            .info(name)
-            .ok_or_else(|| Error::MissingTensor { name: name.to_owned() })?;
+        let info =
+            self.source.info(name).ok_or_else(|| Error::MissingTensor { name: name.to_owned() })?;
         if info.shape != shape {
             return Err(Error::Shape {
                 name: name.to_owned(),
@@ -191,14 +188,14 @@ pub(crate) fn is_same_memory(a: &Tensor, b: &Tensor) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::formats::InMemory;
+    use crate::formats::TensorSet;
 
-    fn source() -> InMemory {
+    fn source() -> TensorSet {
         let range = |shape: &[i64]| {
             let n: i64 = shape.iter().product();
             Tensor::arange(n, (Kind::Half, Device::Cpu)).view(shape)
         };
-        let mut source = InMemory::default();
+        let mut source = TensorSet::default();
         source.insert("w", range(&[6, 4]));
         source.insert("mask", Tensor::ones([2, 2], (Kind::Bool, Device::Cpu)));
         source
@@ -240,7 +237,7 @@ mod tests {
 
     #[test]
     fn non_finite_values_are_named_and_large_ones_are_not() {
-        let mut source = InMemory::default();
+        let mut source = TensorSet::default();
         source.insert("large", Tensor::full([8], 3e38, (Kind::Float, Device::Cpu)));
         let mut state = StateDict::new(&source, Kind::Float, Device::Cpu);
         let _large = state.take("large", &[8]).unwrap();

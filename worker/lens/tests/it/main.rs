@@ -6,6 +6,10 @@
 #[cfg(test)]
 mod checkpoints;
 #[cfg(test)]
+mod families;
+#[cfg(test)]
+mod fixtures;
+#[cfg(test)]
 mod gradients;
 #[cfg(test)]
 mod hand_built;
@@ -17,3 +21,7 @@ mod models;
 mod parity;
 #[cfg(test)]
 mod passes;
+#[cfg(test)]
+mod pitfalls;
+#[cfg(test)]
+mod processing;
