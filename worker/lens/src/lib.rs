@@ -4,6 +4,8 @@
 //! - [`Config`] and [`Weights`] describe a model by TransformerLens' names; [`Transformer`] checks them
 //!   against each other once and runs the forward pass.
 //! - [`Hook`] names an activation; [`Hooks`] observes and edits activations during one pass.
+//! - [`families`] reads published models; [`processing`] rewrites weights into
+//!   equivalent ones that are easier to read.
 //! - [`checkpoint`] turns a model into bytes and back, [`tensor_file`] does so for any named tensors.
 //! - [`formats`] reads the files of other programs, [`tokenizer`] turns text into ids as they do.
 //! - [`init`] draws seeded parameters, [`device`] finds the GPU.
@@ -16,8 +18,10 @@
 
 pub mod checkpoint;
 pub mod device;
+pub mod families;
 pub mod formats;
 pub mod init;
+pub mod processing;
 pub mod tensor_file;
 pub mod tokenizer;
 
@@ -44,7 +48,7 @@ pub use tch::{Device, Kind, Tensor};
 
 pub use crate::{
     cache::Cache,
-    config::{ActFn, Config, Normalization, Positional, RotaryScaling},
+    config::{ActFn, AttnType, Config, NormPosition, Normalization, Positional, RotaryScaling},
     error::{Class, Error, Problem, Result},
     hook::{Hook, Norm, Site},
     hooks::{Ablate, FnHook, Hooks, Patch},

@@ -15,6 +15,7 @@ use crate::{
     hook::Hook,
     hooks::Hooks,
     norm::NormLayer,
+    rotary::Rotary,
     token_table,
     weights::Weights,
 };
@@ -192,8 +193,15 @@ impl Transformer {
     fn build(config: Config, weights: Weights, population: Option<i64>) -> Result<Self> {
         config.validate()?;
         check_weights(&config, &weights, population)?;
+        let rotary = match config.positional {
+            Positional::Rotary { dim, base, scaling } => {
+                let w_e = weights.require("embed.W_E")?;
+                Some(Rotary::new(dim, base, scaling, config.n_ctx, (w_e.kind(), w_e.device())))
+            }
+            Positional::Learned | Positional::Shortformer | Positional::None => None,
+        };
         let blocks = (0..config.n_layers)
-            .map(|layer| Block::new(layer, &config, &weights))
+            .map(|layer| Block::new(layer, &config, &weights, rotary.as_ref()))
             .collect::<Result<_>>()?;
         Ok(Transformer {
             embed: Embed::new(&config, &weights)?,

@@ -1,8 +1,10 @@
 //! Rotary position embedding: queries and keys are rotated by an angle that grows with the position.
 //!
 //! Half-split as in GPT-NeoX and Llama: component `i` pairs with `i + dim/2`, and only the first `dim`
-//! components of a head are rotated. Angles are computed in f32 (f64 for f64 models), like the
-//! reference implementations, and rotation happens after the bias.
+//! components of a head are rotated. Angles are computed in f32 (f64 for f64 models) by the operations of
+//! the reference implementation: at position 2000 one unit in the last place of a frequency is an angle of
+//! 1e-4, which would show in the patterns. Rotation happens after the bias. The tables are made once per
+//! model, all layers share them.
 
 use tch::{Device, Kind, Tensor};
 
@@ -25,15 +27,21 @@ impl Rotary {
         (kind, device): (Kind, Device),
     ) -> Self {
         let precision = if kind == Kind::Double { Kind::Double } else { Kind::Float };
-        let frequencies: Vec<f64> = (0..dim / 2)
-            .map(|i| scaling.frequency(base.powf(-2.0 * i as f64 / dim as f64)))
-            .collect();
+        let exponents = Tensor::arange_start_step(0, dim, 2, (precision, Device::Cpu)) / dim as f64;
+        let trained = Tensor::pow_scalar(base, &exponents).reciprocal(); // [dim/2]
+        let frequencies: Vec<f64> =
+            (0..dim / 2).map(|i| scaling.frequency(trained.double_value(&[i]))).collect();
         let frequencies = Tensor::from_slice(&frequencies).to_kind(precision);
         let positions = Tensor::arange(n_ctx, (precision, Device::Cpu));
         let angles = positions.outer(&frequencies); // [pos, dim/2]
         let angles = Tensor::cat(&[&angles, &angles], -1).unsqueeze(1); // [pos, 1, dim]
         let on_device = |table: Tensor| table.to_kind(kind).to_device(device);
         Rotary { dim, cos: on_device(angles.cos()), sin: on_device(angles.sin()) }
+    }
+
+    /// Returns the same tables.
+    pub(crate) fn shallow_clone(&self) -> Self {
+        Rotary { dim: self.dim, cos: self.cos.shallow_clone(), sin: self.sin.shallow_clone() }
     }
 
     /// Rotates the vector of each position by that position's angles.

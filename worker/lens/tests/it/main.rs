@@ -6,6 +6,10 @@
 #[cfg(test)]
 mod checkpoints;
 #[cfg(test)]
+mod families;
+#[cfg(test)]
+mod fixtures;
+#[cfg(test)]
 mod formats;
 #[cfg(test)]
 mod formats_fuzz;
@@ -21,6 +25,10 @@ mod models;
 mod parity;
 #[cfg(test)]
 mod passes;
+#[cfg(test)]
+mod pitfalls;
+#[cfg(test)]
+mod processing;
 #[cfg(test)]
 mod tokenizers;
 
