@@ -55,13 +55,12 @@ pub fn run(
     provenance.insert("weights_hash".to_owned(), checkpoint.weights_hash);
     let (first, before) = (init.as_ref().ok(), previous.as_ref().ok());
     let subject = Subject {
-        checkpoint: &loaded.checkpoint,
-        model: &loaded.model,
         init: first.and_then(|init| init.as_ref()).map(|init| &init.weights),
         previous: before
             .and_then(|previous| previous.as_ref())
             .map(|previous| (previous.step, &previous.weights)),
         device,
+        ..Subject::of(&loaded.checkpoint, &loaded.model)
     };
     jobs.retain(|job| {
         let problem = init.as_ref().err().filter(|_| job.init);
