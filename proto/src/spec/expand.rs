@@ -12,11 +12,20 @@ use crate::pb;
 const DEFAULT_CHECKPOINTS: u64 = 40;
 
 /// The values of a grid axis, if `value` is one: a list, given for a parameter that is none itself
-/// (or a list of lists for one that is).
+/// (or a list of lists for one that is, and so on).
 pub fn axis_of<'v>(param: &pb::Param, value: &'v Value) -> Option<&'v [Value]> {
     let list = value.as_array()?;
-    let is_axis = !param.kind.ends_with("-list") || list.first().is_some_and(Value::is_array);
-    is_axis.then_some(list.as_slice())
+    let own_depth = match param.kind.as_str() {
+        kind if kind.ends_with("-lists") => 2,
+        kind if kind.ends_with("-list") => 1,
+        _ => 0,
+    };
+    (depth(value) > own_depth).then_some(list.as_slice())
+}
+
+/// How many lists deep the first number or text lies.
+fn depth(value: &Value) -> usize {
+    value.as_array().map_or(0, |list| 1 + list.first().map_or(0, depth))
 }
 
 /// A parameter's default value.

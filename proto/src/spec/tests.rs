@@ -34,6 +34,22 @@ fn catalog() -> pb::Catalog {
                 ..Default::default()
             },
             pb::Experiment {
+                name: "activations".into(),
+                stage: "analyse".into(),
+                params: vec![
+                    pb::Param { group: "input".into(), ..param("tokens", "int-lists", "[]") },
+                    pb::Param { group: "input".into(), ..param("text", "text-list", "[]") },
+                    param("prepend_bos", "bool", "null"),
+                ],
+                ..Default::default()
+            },
+            pb::Experiment {
+                name: "report".into(),
+                stage: "trajectory".into(),
+                reads: vec!["grokking-progress.test_loss".into()],
+                ..Default::default()
+            },
+            pb::Experiment {
                 name: "phase-transition".into(),
                 stage: "trajectory".into(),
                 params: vec![param("metric", "metric", "\"\"")],
@@ -128,6 +144,45 @@ fn every_mistake_is_named_with_its_place() {
         json!({ "models": [{ "train": {}, "checkpoints": { "evry": 1 } }] }),
         "did you mean `every`?",
     );
+}
+
+#[test]
+fn one_of_a_group_and_lists_of_lists() {
+    let with = |params: Value| json!({ "experiments": [{ "activations": params }] });
+    check(with(json!({ "tokens": [[1, 2], [3]] })), "");
+    check(with(json!({ "text": ["a"], "prepend_bos": null })), "");
+    check(with(json!({ "text": ["a"], "tokens": [] })), "");
+    check(json!({ "experiments": ["activations"] }), "needs one of `tokens`, `text`");
+    check(with(json!({ "tokens": [] })), "needs one of `tokens`, `text`");
+    check(
+        with(json!({ "text": ["a"], "tokens": [[1]] })),
+        "experiments[0].activations.text: experiment `activations` takes only one of",
+    );
+    check(with(json!({ "tokens": [1, 2] })), "`tokens` must be a list of lists, found [1,2]");
+    check(with(json!({ "tokens": [[1, "x"]] })), "`tokens` must be a whole number");
+    check(with(json!({ "tokens": [[1.5]] })), "`tokens` must be a whole number");
+    check(with(json!({ "tokens": [[1]], "prepend_bos": 1 })), "must be true or false");
+    check(with(json!({ "text": null })), "`text` must be a list");
+}
+
+#[test]
+fn what_is_read_has_to_be_produced() {
+    check(json!({ "trajectory": ["report"] }), "");
+    check(
+        json!({ "trajectory": ["report"], "experiments": [] }),
+        "trajectory[0]: `report` reads the metric `grokking-progress.test_loss`, which nothing here \
+         produces; add `grokking-progress` to `experiments`",
+    );
+}
+
+#[test]
+fn lists_of_lists_are_axes_only_one_level_deeper() {
+    let param = |kind: &str| pb::Param { kind: kind.into(), ..Default::default() };
+    let is_axis = |kind: &str, value: Value| expand::axis_of(&param(kind), &value).is_some();
+    assert!(is_axis("int", json!([1])) && !is_axis("int", json!(1)));
+    assert!(is_axis("int-list", json!([[1]])) && !is_axis("int-list", json!([1])));
+    assert!(is_axis("int-lists", json!([[[1]]])) && !is_axis("int-lists", json!([[1]])));
+    assert!(!is_axis("int-lists", json!([])) && is_axis("int", json!([])));
 }
 
 #[test]

@@ -133,6 +133,14 @@ pub enum Axis {
     Cell,
     /// Quantile, labelled with its level.
     Quantile,
+    /// Row of the token set, in the order given.
+    Row,
+    /// Position in a row, from 0.
+    Position,
+    /// Element type, labelled as safetensors name it (`F32`).
+    Dtype,
+    /// Kind of finding, labelled with its name.
+    Finding,
 }
 
 impl Axis {
@@ -146,6 +154,10 @@ impl Axis {
             Self::Component => "component",
             Self::Cell => "cell",
             Self::Quantile => "quantile",
+            Self::Row => "row",
+            Self::Position => "position",
+            Self::Dtype => "dtype",
+            Self::Finding => "finding",
         }
     }
 }
@@ -175,6 +187,8 @@ pub enum Unit {
     Decades,
     /// Angle.
     Radians,
+    /// Storage size of data.
+    Bytes,
     /// Pure number without a natural scale.
     Dimensionless,
 }
@@ -194,6 +208,7 @@ impl Unit {
             Self::Steps => "steps",
             Self::Decades => "decades",
             Self::Radians => "radians",
+            Self::Bytes => "bytes",
             Self::Dimensionless => "dimensionless",
         }
     }

@@ -2,17 +2,25 @@
 
 use crate::experiment::AnyExperiment;
 
+pub mod activations;
 pub mod grokking_phases;
 pub mod grokking_progress;
+pub mod integrity;
+pub mod integrity_report;
 pub mod pca;
+pub mod per_token_loss;
 pub mod phase_transition;
 pub mod weight_norms;
 
 /// All experiments this build can run; the worker advertises exactly this list.
 pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
+    &activations::Activations,
     &grokking_phases::GrokkingPhases,
     &grokking_progress::GrokkingProgress,
+    &integrity::Integrity,
+    &integrity_report::IntegrityReport,
     &pca::Pca,
+    &per_token_loss::PerTokenLoss,
     &phase_transition::PhaseTransition,
     &weight_norms::WeightNorms,
 ];

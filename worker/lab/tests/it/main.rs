@@ -5,6 +5,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its own functions too")]
 
 mod experiments;
+mod integrity;
+mod prompts;
 mod properties;
 mod registry;
 mod training;
