@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::Context;
 use sweep_proto::pb::{self, lease::Work};
+use sweep_source::Cache;
 use tokio::{
     runtime::Handle,
     signal::unix::{SignalKind, signal},
@@ -17,7 +18,6 @@ use tokio::{
 
 use crate::{
     artifacts::ArtifactStore,
-    cache::Cache,
     catalog::catalog,
     config::RunConfig,
     deliver::{Outlet, Provenance},

@@ -150,7 +150,7 @@ pub fn load(
 ) -> Result<Checkpoint, pb::Failure> {
     let missing = || StoreError::Missing { key: format!("checkpoint of step {}", wanted.step) };
     let blob = wanted.file.as_ref().ok_or_else(|| of_store(&missing()))?;
-    let bytes = if let Some(bytes) = outlet.session.cache.get(&blob.sha256) {
+    let bytes = if let Some(bytes) = outlet.session.cache.read(&blob.sha256) {
         bytes
     } else {
         let fetched = outlet.runtime.block_on(outlet.store.get(blob));

@@ -9,7 +9,7 @@
 //! - [`lane`]: a slot: one OS thread that owns its models and runs one lease at a time.
 //! - [`train`], [`analyse`], [`trajectory`]: the three kinds of work, each a lease in, records out.
 //! - [`deliver`]: sinks that turn what the lab emits into records and uploads.
-//! - [`artifacts`]: the object store. [`cache`]: checkpoint files by content.
+//! - [`artifacts`]: the object store.
 //! - [`catalog`]: what this build can run. [`failure`]: errors → what the scheduler acts on.
 //!
 //! # Invariants
@@ -21,7 +21,6 @@
 pub mod agent;
 pub mod analyse;
 pub mod artifacts;
-pub mod cache;
 pub mod catalog;
 pub mod config;
 pub mod deliver;

@@ -19,10 +19,11 @@ use sweep_proto::{
         worker_service_client::WorkerServiceClient,
     },
 };
+use sweep_source::Cache;
 use tokio::sync::Notify;
 use tonic::{Code, Status, transport::Channel};
 
-use crate::{cache::Cache, leases::Leases, spool::Spool};
+use crate::{leases::Leases, spool::Spool};
 
 /// Shared state of one worker process.
 #[derive(Debug)]
