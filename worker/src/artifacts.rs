@@ -7,11 +7,10 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use object_store::{ObjectStore, ObjectStoreExt, PutPayload, RetryConfig, path::Path};
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload, path::Path};
 use sweep_proto::pb;
-use sweep_source::cache::sha256;
+use sweep_source::{cache::sha256, store};
 use tokio::time::Instant;
-
 
 /// First pause after a failure; doubles up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_millis(200);
@@ -84,22 +83,9 @@ impl ArtifactStore {
             return Err(fail("expected a file:// or s3:// URL".to_owned()));
         };
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-        let mut builder = object_store::aws::AmazonS3Builder::new().with_bucket_name(bucket);
-        for (name, value) in settings {
-            let Ok(key) = name.to_ascii_lowercase().parse() else { continue };
-            builder = builder.with_config(key, value);
-        }
-        let endpoint = settings.iter().find(|(name, _)| name.to_uppercase().contains("ENDPOINT"));
-        if endpoint.is_some_and(|(_, url)| url.starts_with("http://")) {
-            builder = builder.with_allow_http(true);
-        }
         // Long outages are ridden out here, where the patience is known.
-        let retry = RetryConfig {
-            max_retries: 2,
-            retry_timeout: Duration::from_secs(10),
-            ..RetryConfig::default()
-        };
-        let store = builder.with_retry(retry).build().map_err(|error| fail(error.to_string()))?;
+        let store = store::open_bucket(bucket, settings, store::short_retries())
+            .map_err(|error| fail(error.to_string()))?;
         Ok(Self { store: Arc::new(store), prefix: Path::from(prefix), patience })
     }
 
