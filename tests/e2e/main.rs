@@ -11,5 +11,6 @@ mod diverging_seed;
 mod full_spool;
 mod local;
 mod object_store;
+mod orphans;
 mod worker_crash;
 mod zombie;

@@ -10,12 +10,14 @@
 //! names the folder. Records that end a task ([`Spool::append_last`]) are never refused: when the
 //! disk takes nothing they wait in memory, so that a failure is always reported.
 //!
+//! One process at a time: the folder is locked, for as long as the process lives.
+//!
 //! No fsync: after a power cut of the worker's machine its lease expires and the work is repeated
 //! from the last trainer state, which the coordinator knows only together with the metrics before it.
 
 use std::{
     collections::VecDeque,
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, TryLockError},
     io::{self, Read, Write},
     path::{Path, PathBuf},
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
@@ -67,6 +69,8 @@ pub struct Spool {
     changed: Condvar,
     /// Wakes the reporter.
     filled: tokio::sync::Notify,
+    /// Holds the lock on the folder.
+    _lock: File,
 }
 
 #[derive(Debug)]
@@ -101,9 +105,10 @@ impl Spool {
     /// Opens the spool in `folder`, with the records that an earlier process left there.
     ///
     /// # Errors
-    /// When the folder cannot be created or read.
+    /// `WouldBlock` while another process has the folder; otherwise when it cannot be created or read.
     pub fn open(folder: &Path, limit: u64, patience: Duration) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
+        let lock = lock(folder)?;
         let mut segments: Vec<u64> =
             fs::read_dir(folder)?.filter_map(|entry| segment_number(&entry.ok()?.path())).collect();
         segments.sort_unstable();
@@ -117,7 +122,7 @@ impl Spool {
         let state = Mutex::new(State { writing, written: 0, waiting, bytes });
         let filled = tokio::sync::Notify::new();
         let folder = folder.to_owned();
-        Ok(Self { folder, limit, patience, state, changed: Condvar::new(), filled })
+        Ok(Self { folder, limit, patience, state, changed: Condvar::new(), filled, _lock: lock })
     }
 
     /// Adds a record; waits while the spool is full.
@@ -256,6 +261,19 @@ impl Spool {
     }
 }
 
+/// Two processes would take each other's records for left-overs, and delete them.
+fn lock(folder: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().create(true).append(true).open(folder.join("lock"))?;
+    file.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => io::Error::new(
+            io::ErrorKind::WouldBlock,
+            "another worker uses it; give every worker a --cache of its own",
+        ),
+        TryLockError::Error(error) => error,
+    })?;
+    Ok(file)
+}
+
 fn path(folder: &Path, segment: u64) -> PathBuf {
     folder.join(format!("{segment:010}.spool"))
 }
@@ -358,6 +376,17 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_belongs_to_one_spool_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = open(folder.path(), 300, 0);
+        let error = Spool::open(folder.path(), 300, Duration::ZERO).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert!(error.to_string().contains("--cache"), "{error}");
+        drop(spool);
+        open(folder.path(), 300, 0);
+    }
+
+    #[test]
     fn a_full_spool_waits_for_acknowledgement_and_then_fails_with_the_folder_s_name() {
         let folder = tempfile::tempdir().unwrap();
         let spool = open(folder.path(), 300, 50);
@@ -367,6 +396,7 @@ mod tests {
         assert!(error.to_string().contains(&folder.path().display().to_string()), "{error}");
         spool.append_last(&record(3));
         assert_eq!(sequences(&spool), [0, 1, 3], "ends of tasks are never refused");
+        drop(spool);
 
         let spool = open(folder.path(), 300, 60_000);
         thread::scope(|scope| {
