@@ -147,10 +147,9 @@ fn next_bundle(sweep: &mut Sweep, worker: &Worker, wish: &Wish) -> Option<Vec<Ta
         return None;
     }
     let models = sweep.next_trainings(|sweep, model| {
-        sweep.plan.model(model).is_some_and(|model| {
-            let recipe = model.entry.recipe();
-            worker.offers(&recipe.name, recipe.version)
-        })
+        let model = sweep.plan.model(model)?;
+        let recipe = model.entry.recipe();
+        worker.population(&recipe.name, recipe.version)
     })?;
     let key = |model| TaskKey { model, kind: TaskKind::Source };
     Some(models.into_iter().map(key).collect())
