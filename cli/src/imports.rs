@@ -2,19 +2,10 @@
 //! have, and writes that into the sweep. What was left aside and what is known to be wrong with a
 //! published model is said before anything runs.
 
-use std::time::Duration;
-
 use sweep_proto::spec::{Listing, ModelSource, ModelSpec, Problem, Segment, SweepSpec};
-use sweep_source::{Access, Source};
+use sweep_source::{Error, Source};
 
-use crate::{
-    context::Context,
-    error::{CommandError, Result},
-    spec_file::SweepFile,
-};
-
-/// A person waits for the answer.
-const PATIENCE: Duration = Duration::from_secs(30);
+use crate::{context::Context, error::Result, sources, spec_file::SweepFile};
 
 /// Lists the checkpoints of every imported model that has no list yet.
 ///
@@ -25,36 +16,30 @@ pub async fn list(cx: &Context, file: &SweepFile, spec: &mut SweepSpec) -> Resul
     if !spec.models.iter().any(wants) {
         return Ok(());
     }
-    let settings = std::env::vars().filter(|(name, _)| sweep_source::is_setting(name)).collect();
-    let access = Access::new(settings, None, PATIENCE)
-        .map_err(|error| CommandError::usage(error.to_string()))?;
+    let access = sources::access()?;
     let mut problems = Vec::new();
     for (index, model) in spec.models.iter_mut().enumerate() {
         let Some(source) = source(model).filter(|_| model.import.found.is_none()) else { continue };
-        match sweep_source::resolve(&source, &access).await {
+        match sources::resolve(cx, &access, &source).await {
             Ok(listing) => {
-                for note in &listing.notes {
-                    cx.output.note(note);
-                }
+                let checkpoints = listing.checkpoints.iter();
                 let found = Listing {
                     at: listing.at.clone(),
-                    checkpoints: listing
-                        .checkpoints
-                        .iter()
-                        .map(|found| (found.step, found.name.clone()))
-                        .collect(),
+                    checkpoints: checkpoints.map(|found| (found.step, found.name.clone())).collect(),
                 };
                 // A selection that is not there is reported by the check that follows.
                 let steps = found.select(model.checkpoints.as_ref()).unwrap_or_default();
-                for warning in sweep_source::warnings(&listing, &steps) {
-                    cx.output.warn(&warning);
-                }
+                sources::warn(cx, &listing, &steps);
                 model.import.found = Some(found);
+            }
+            // Nothing is wrong with the file.
+            Err(error @ (Error::Unavailable { .. } | Error::Denied { .. })) => {
+                return Err(error.into());
             }
             Err(error) => problems.push(Problem {
                 path: vec![Segment::Key("models".to_owned()), Segment::Index(index)],
                 at_key: false,
-                message: chain(&error),
+                message: error.to_string(),
                 hint: error.hint(),
             }),
         }
@@ -75,14 +60,4 @@ fn source(model: &ModelSpec) -> Option<Source> {
         },
         ModelSource::Path(url) => Source::Path(url.clone()),
     })
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

@@ -12,5 +12,6 @@ mod full_spool;
 mod imported;
 mod local;
 mod object_store;
+mod orphans;
 mod worker_crash;
 mod zombie;

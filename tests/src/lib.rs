@@ -60,6 +60,11 @@ impl Process {
         Ok(Self { child, log: log.to_owned() })
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal by name (`KILL`, `STOP`, `CONT`, `TERM`).
     pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();

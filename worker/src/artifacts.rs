@@ -164,3 +164,62 @@ impl ArtifactStore {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store(folder: &std::path::Path, patience: u64) -> ArtifactStore {
+        let url = format!("file://{}", folder.display());
+        ArtifactStore::open(&url, &BTreeMap::new(), Duration::from_secs(patience)).unwrap()
+    }
+
+    fn refused() -> object_store::Error {
+        object_store::Error::NotImplemented { operation: "a".into(), implementer: "b".into() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failing_store_is_asked_ever_more_rarely_and_not_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path(), 600);
+        let mut times = Vec::new();
+        let answer: Result<(), _> = store
+            .retrying("key", async || {
+                times.push(Instant::now());
+                Err(refused())
+            })
+            .await;
+        let error = answer.unwrap_err();
+        assert!(matches!(&error, StoreError::Failed { key, .. } if key == "key"), "{error}");
+        let pauses: Vec<Duration> =
+            times.windows(2).map(|pair| pair[1].duration_since(pair[0])).collect();
+        let doubling = |pair: &[Duration]| pair[1] == (pair[0] * 2).min(PAUSE_MAX);
+        assert!(pauses[0] == PAUSE && pauses.windows(2).all(doubling), "{pauses:?}");
+        let took = times[0].elapsed();
+        assert!(took <= store.patience && took + PAUSE_MAX > store.patience, "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_hangs_is_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path(), 600);
+        let mut tries = 0;
+        let answer = store
+            .retrying("key", async || {
+                tries += 1;
+                if tries < 3 { std::future::pending().await } else { Ok(tries) }
+            })
+            .await;
+        assert_eq!(answer.unwrap(), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_there_is_not_asked_for_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let blob = pb::Blob { key: "v1/none".into(), ..Default::default() };
+        let begun = Instant::now();
+        let error = store(folder.path(), 600).get(&blob).await.unwrap_err();
+        assert!(matches!(error, StoreError::Missing { .. }), "{error}");
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+    }
+}

@@ -62,6 +62,9 @@ pub struct RunConfig {
     /// How long SIGTERM waits for running work and for the spool.
     #[arg(long, default_value = "60s", value_parser = duration)]
     pub drain_timeout: Duration,
+    /// Also drain and leave when standard input ends, that is, when whoever started this is gone.
+    #[arg(long)]
+    pub exit_when_orphaned: bool,
     /// Name in `sweep workers` [default: host name and cache folder].
     #[arg(long, env = "SWEEP_WORKER_NAME")]
     pub name: Option<String>,

@@ -112,11 +112,11 @@ impl Task {
         &self.lease
     }
 
-    /// Spools a record; waits while the spool is full.
+    /// Spools a record; waits while the spool is full. Returns its place in the spool.
     ///
     /// # Errors
     /// When the spool stays full.
-    pub fn record(&self, body: Body) -> Result<(), DeliverError> {
+    pub fn record(&self, body: Body) -> Result<u64, DeliverError> {
         Ok(self.session.spool.append(&self.lease.record(&self.key, body))?)
     }
 
@@ -127,7 +127,8 @@ impl Task {
     pub fn log(&self, level: &str, text: impl Into<String>) -> Result<(), DeliverError> {
         let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let time = since_epoch.map_or(0, |elapsed| elapsed.as_millis() as u64);
-        self.record(Body::Log(pb::LogEntry { time, level: level.to_owned(), text: text.into() }))
+        self.record(Body::Log(pb::LogEntry { time, level: level.to_owned(), text: text.into() }))?;
+        Ok(())
     }
 
     /// Spools the end of the task. Never refused.

@@ -144,12 +144,13 @@ fn next_bundle(sweep: &mut Sweep, worker: &Worker, wish: &Wish) -> Option<Vec<Ta
         return Some(vec![task]);
     }
     let models = sweep.next_trainings(|sweep, model| {
-        sweep.plan.model(model).is_some_and(|model| {
-            let recipe = model.entry.recipe();
+        let model = sweep.plan.model(model)?;
+        if model.entry.import().is_some() {
             // An import is short and needs no device.
-            let is_import = model.entry.import().is_some();
-            is_import || wish.training && worker.offers(&recipe.name, recipe.version)
-        })
+            return Some(1);
+        }
+        let recipe = model.entry.recipe();
+        worker.population(&recipe.name, recipe.version).filter(|_| wish.training)
     })?;
     let key = |model| TaskKey { model, kind: TaskKind::Source };
     Some(models.into_iter().map(key).collect())

@@ -389,11 +389,6 @@ impl Entry {
         &self.recipe
     }
 
-    /// How many seeds may share a lease.
-    pub fn population(&self) -> usize {
-        self.recipe.population.max(1) as usize
-    }
-
     /// Index in the sweep file's `models`.
     pub fn index(&self) -> usize {
         self.index

@@ -196,12 +196,19 @@ impl World {
     }
 
     pub(crate) fn register(&mut self, name: &str, anew: bool) -> Answer {
+        self.register_with(name, anew, 2)
+    }
+
+    /// A worker that trains `population` seeds of a recipe together.
+    fn register_with(&mut self, name: &str, anew: bool, population: u32) -> Answer {
+        let mut catalog = test_catalog();
+        catalog.recipes[0].population = population;
         let worker = self.workers.entry(name.to_owned()).or_default();
         worker.instance += u32::from(anew);
         let hello = Hello {
             instance: format!("{name}#{}", worker.instance),
             name: name.to_owned(),
-            catalog: test_catalog(),
+            catalog,
             slots: 2,
             ..Hello::default()
         };
@@ -354,6 +361,9 @@ impl World {
             ["retry"] => self.change(|request, sweep| Event::Retry { request, sweep }),
             ["status"] => self.status(),
             [name, "joins"] => shown(name, &self.register(name, true)),
+            [name, "joins", "with", population] => {
+                shown(name, &self.register_with(name, true, population.parse().unwrap()))
+            }
             [name, "returns"] => shown(name, &self.register(name, false)),
             [name, "acquires", ref more @ ..] => {
                 let training = !more.contains(&"analyses");
