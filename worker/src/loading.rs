@@ -118,9 +118,9 @@ impl Loaded {
         let family = Some(options.family.as_str()).filter(|family| !family.is_empty());
         let (config, weights) =
             families::load(&config, family, &tensors, kind, device).map_err(lens)?;
-        let processing: Processing = options.processing.parse().map_err(lens)?;
+        let processing = Processing::parse(&options.processing, &config).map_err(lens)?;
         let (mut config, weights) =
-            sweep_lens::processing::process(config, weights, &processing).map_err(lens)?;
+            sweep_lens::processing::process(&config, &weights, processing).map_err(lens)?;
         if let Some(prepend_bos) = options.prepend_bos {
             config.default_prepend_bos = prepend_bos;
         }

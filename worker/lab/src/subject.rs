@@ -5,7 +5,12 @@
 //! tensors as they were stored. An experiment that needs a part which is not there says so.
 
 use serde::Serialize;
-use sweep_lens::{Device, Kind, Tensor, Transformer, Weights, checkpoint::Checkpoint};
+use sweep_lens::{
+    Device, Kind, Tensor, Transformer, Weights,
+    checkpoint::Checkpoint,
+    formats::{TensorFiles, TensorInfo, TensorSource},
+    tokenizer::Tokenizer,
+};
 
 use crate::error::Result;
 
@@ -72,6 +77,24 @@ pub trait TextCodec {
     fn hash(&self) -> &str;
 }
 
+impl TextCodec for Tokenizer {
+    fn encode(&self, text: &str, prepend_bos: bool) -> Result<Vec<i64>> {
+        Ok(Tokenizer::encode(self, text, prepend_bos)?)
+    }
+
+    fn decode_token(&self, id: i64) -> String {
+        self.decode(&[id]).unwrap_or_else(|_| format!("<{id}>"))
+    }
+
+    fn bos(&self) -> Option<i64> {
+        self.bos_id()
+    }
+
+    fn hash(&self) -> &str {
+        Tokenizer::hash(self)
+    }
+}
+
 /// One file of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct FileIdentity {
@@ -98,6 +121,34 @@ pub trait StoredTensors {
     fn sha256(&self, name: &str) -> Result<String>;
     /// The tensor itself, on the CPU.
     fn tensor(&self, name: &str) -> Result<Tensor>;
+}
+
+/// Files of other programs.
+impl StoredTensors for TensorFiles {
+    fn names(&self) -> Vec<String> {
+        TensorSource::names(self).into_iter().map(str::to_owned).collect()
+    }
+
+    fn kind(&self, name: &str) -> Result<Kind> {
+        Ok(known(self, name)?.kind)
+    }
+
+    fn shape(&self, name: &str) -> Result<Vec<i64>> {
+        Ok(known(self, name)?.shape.clone())
+    }
+
+    fn sha256(&self, name: &str) -> Result<String> {
+        Ok(TensorFiles::sha256(self, name)?)
+    }
+
+    fn tensor(&self, name: &str) -> Result<Tensor> {
+        Ok(TensorSource::tensor(self, name)?)
+    }
+}
+
+fn known<'a>(files: &'a TensorFiles, name: &str) -> Result<&'a TensorInfo> {
+    let missing = || sweep_lens::Error::MissingTensor { name: name.to_owned() };
+    Ok(files.info(name).ok_or_else(missing)?)
 }
 
 /// Weights in memory are stored as they are: what holds for a checkpoint of this system.

@@ -64,6 +64,30 @@ impl Processing {
         }
     }
 
+    /// Reads what a sweep file asks for: `raw` (or nothing), `folded` (every step that leaves a model
+    /// of this configuration as it is), or names joined by `+`.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] naming an unknown step.
+    pub fn parse(text: &str, config: &Config) -> Result<Self> {
+        let mut wanted = Self::raw();
+        match text {
+            "" | "raw" => return Ok(wanted),
+            "folded" => return Ok(Self::all_for(config)),
+            _ => {}
+        }
+        for name in text.split('+') {
+            match name {
+                "fold_ln" => wanted.fold_ln = true,
+                "center_writing_weights" => wanted.center_writing_weights = true,
+                "center_unembed" => wanted.center_unembed = true,
+                "fold_value_biases" => wanted.fold_value_biases = true,
+                _ => return Err(Error::Unsupported(format!("weight processing `{name}`"))),
+            }
+        }
+        Ok(wanted)
+    }
+
     /// Names the steps, as results record them: `raw`, or `fold_ln+center_unembed`.
     pub fn label(self) -> String {
         let steps = [

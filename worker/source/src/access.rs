@@ -314,6 +314,21 @@ impl Access {
         Ok(files)
     }
 
+    /// The files of the tokenizer at `place`, a folder, prefix or revision.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] when there is none, and the rest of [`Error`].
+    pub async fn tokenizer(&self, place: &Location) -> Result<Vec<RemoteFile>> {
+        let own = self.children(place).await?;
+        let names: Vec<&str> = own.iter().map(|entry| entry.path.as_str()).collect();
+        let chosen = select::tokenizer(&names).ok_or_else(|| Error::Missing {
+            what: format!("the tokenizer {place}"),
+            hint: "expected tokenizer.json, or vocab.json and merges.txt".to_owned(),
+        })?;
+        let chosen = own.iter().filter(|entry| chosen.contains(&entry.path.as_str()));
+        Ok(chosen.map(|entry| remote_file(place, entry)).collect())
+    }
+
     /// Configuration and tokenizer of a run often lie once, above its checkpoints.
     async fn add_from_above(
         &self,

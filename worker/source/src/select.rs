@@ -107,6 +107,14 @@ pub fn beside(names: &[&str]) -> Vec<&'static str> {
     chosen
 }
 
+/// The files of a tokenizer, among those of one folder; none when its vocabulary is not there.
+pub fn tokenizer(names: &[&str]) -> Option<Vec<&'static str>> {
+    let mut chosen = beside(names);
+    chosen.retain(|name| *name != "config.json" && *name != TRAINER_STATE);
+    let has_vocabulary = chosen.contains(&TOKENIZER_WHOLE) || chosen.contains(&TOKENIZER_PARTS[0]);
+    has_vocabulary.then_some(chosen)
+}
+
 /// The step in a trainer's state.
 pub fn global_step(trainer_state: &[u8]) -> Option<u64> {
     let state: serde_json::Value = serde_json::from_slice(trainer_state).ok()?;
@@ -172,6 +180,9 @@ mod tests {
             ]
         );
         assert_eq!(beside(&["vocab.json", "tokenizer.json"]), ["tokenizer.json"]);
+        let own = ["tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"];
+        assert_eq!(tokenizer(&names).unwrap(), own);
+        assert_eq!(tokenizer(&["config.json", "tokenizer_config.json", "vocab.json"]), None);
         assert_eq!(beside(&["vocab.json"]), [""; 0]);
     }
 
