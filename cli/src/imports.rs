@@ -25,7 +25,9 @@ pub async fn list(cx: &Context, file: &SweepFile, spec: &mut SweepSpec) -> Resul
                 let checkpoints = listing.checkpoints.iter();
                 let found = Listing {
                     at: listing.at.clone(),
-                    checkpoints: checkpoints.map(|found| (found.step, found.name.clone())).collect(),
+                    checkpoints: checkpoints
+                        .map(|found| (found.step, found.name.clone()))
+                        .collect(),
                 };
                 // A selection that is not there is reported by the check that follows.
                 let steps = found.select(model.checkpoints.as_ref()).unwrap_or_default();

@@ -27,11 +27,7 @@ pub fn access() -> Result<Access> {
 ///
 /// # Errors
 /// When the source does not exist, cannot be read, or holds nothing that is recognised.
-pub async fn resolve(
-    cx: &Context,
-    access: &Access,
-    source: &Source,
-) -> Result<Listing, Error> {
+pub async fn resolve(cx: &Context, access: &Access, source: &Source) -> Result<Listing, Error> {
     let listing = sweep_source::resolve(source, access).await?;
     for note in &listing.notes {
         cx.output.detail(|| note.clone());

@@ -8,7 +8,7 @@ use sweep_proto::{
     id::{FailureClass, failure},
     pb::{self, record::Body},
 };
-use sweep_source::{Access, Location, RemoteFile, published};
+use sweep_source::{Location, RemoteFile, published};
 
 use crate::{
     deliver::{Outlet, Provenance, Task},
@@ -70,7 +70,9 @@ fn import(outlet: &Outlet, task: &Task, work: &pb::ImportWork) -> Result<bool, p
             return Ok(false);
         }
         match files {
-            Ok(files) => record(Body::Checkpoint(checkpoint(work, step, at, &files)))?,
+            Ok(files) => {
+                record(Body::Checkpoint(checkpoint(work, step, at, &files)))?;
+            }
             // What is wrong with one checkpoint does not hold up the others.
             Err(error) if is_about_one(error.class()) => {
                 let line = format!("step {step}: {}", of_source(&error).message);

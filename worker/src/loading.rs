@@ -4,10 +4,7 @@
 //! files, brought here and verified by `sweep_source`, read by `sweep_lens`. Either way a file is read
 //! once, and a checkpoint that cannot fit into memory is refused before anything is allocated.
 
-use std::{
-    collections::BTreeMap,
-    path::PathBuf,
-};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use sweep_lab::{FileIdentity, StoredTensors, Subject, TextCodec};
 use sweep_lens::{
@@ -120,7 +117,7 @@ impl Loaded {
             families::load(&config, family, &tensors, kind, device).map_err(lens)?;
         let processing = Processing::parse(&options.processing, &config).map_err(lens)?;
         let (mut config, weights) =
-            sweep_lens::processing::process(&config, &weights, processing).map_err(lens)?;
+            sweep_lens::processing::process(&config, &weights, &processing).map_err(lens)?;
         if let Some(prepend_bos) = options.prepend_bos {
             config.default_prepend_bos = prepend_bos;
         }
@@ -254,7 +251,7 @@ fn check_memory(
     if device != Device::Cpu {
         return Ok(());
     }
-    let names = tensors.names();
+    let names = TensorSource::names(tensors);
     let sizes = names.iter().filter_map(|name| tensors.info(name)).map(|info| {
         info.shape.iter().fold(1u64, |size, &axis| size.saturating_mul(axis.unsigned_abs()))
     });

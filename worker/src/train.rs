@@ -169,7 +169,12 @@ fn publish(
                 .unwrap_or_default();
             let file = task.upload(&format!("step{step}/model.safetensors"), bytes.clone())?;
             outlet.session.cache.put(&file.sha256, &bytes);
-            task.record(Body::Checkpoint(pb::Checkpoint { step, file: Some(file), weights_hash }))?;
+            task.record(Body::Checkpoint(pb::Checkpoint {
+                step,
+                file: Some(file),
+                weights_hash,
+                imported: None,
+            }))?;
         }
         UploadKind::TrainerState(bytes) => {
             states[seed].remove_superseded(outlet, task);

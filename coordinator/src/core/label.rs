@@ -21,7 +21,12 @@ pub(super) fn model(plan: &Plan, model: ModelRef<'_>) -> String {
             point.insert(name.clone(), values[0].clone());
         }
     }
-    expand::model_label(&plan.spec().models[entry.index()], entry.label_axes(), &point, model.seed.unwrap_or(0))
+    expand::model_label(
+        &plan.spec().models[entry.index()],
+        entry.label_axes(),
+        &point,
+        model.seed.unwrap_or(0),
+    )
 }
 
 /// Label and folder name of an experiment; with its parameters when the sweep lists it repeatedly.

@@ -96,8 +96,7 @@ impl Listing {
             value.get("checkpoints")?.as_array()?.iter().map(checkpoint).collect();
         let checkpoints = checkpoints?;
         let rising = checkpoints.windows(2).all(|pair| pair[0].0 < pair[1].0);
-        (at.contains("{}") && !checkpoints.is_empty() && rising)
-            .then_some(Self { at, checkpoints })
+        (at.contains("{}") && !checkpoints.is_empty() && rising).then_some(Self { at, checkpoints })
     }
 
     /// The steps that `selection` means, rising.

@@ -93,7 +93,7 @@ impl Attention {
             b_o: weights.get(&name("b_O")).map(Tensor::shallow_clone),
             qk_norm,
             clip: config.clip_qkv,
-            rotary: rotary.map(Rotary::shallow_clone),
+            rotary: rotary.cloned(),
             window: config.window(layer),
             scale: config.attn_scale * layer_scale,
             group: config.n_heads / config.n_key_value_heads,

@@ -196,7 +196,7 @@ impl Transformer {
         let rotary = match config.positional {
             Positional::Rotary { dim, base, scaling } => {
                 let w_e = weights.require("embed.W_E")?;
-                Some(Rotary::new(dim, base, scaling, config.n_ctx, (w_e.kind(), w_e.device())))
+                Some(Rotary::new(dim, base, scaling, (w_e.kind(), w_e.device())))
             }
             Positional::Learned | Positional::Shortformer | Positional::None => None,
         };

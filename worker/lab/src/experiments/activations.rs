@@ -185,9 +185,13 @@ fn shape(wanted: Wanted, config: &Config, batch: i64, pos: i64) -> Vec<i64> {
         | Site::MlpOut
         | Site::Ln1(Norm::Normalized)
         | Site::Ln2(Norm::Normalized) => vec![batch, pos, d_model],
-        Site::Ln1(Norm::Scale) | Site::Ln2(Norm::Scale) | Site::MlpLn(Norm::Scale) => {
-            vec![batch, pos, 1]
-        }
+        Site::Ln1(Norm::Scale)
+        | Site::Ln2(Norm::Scale)
+        | Site::MlpLn(Norm::Scale)
+        | Site::QNorm(Norm::Scale)
+        | Site::KNorm(Norm::Scale) => vec![batch, pos, 1],
+        Site::QNorm(Norm::Normalized) => vec![batch, pos, n_heads * d_head],
+        Site::KNorm(Norm::Normalized) => vec![batch, pos, n_key_value_heads * d_head],
         Site::Q | Site::RotQ | Site::Z => vec![batch, pos, n_heads, d_head],
         Site::K | Site::V | Site::RotK => vec![batch, pos, n_key_value_heads, d_head],
         Site::AttnScores | Site::Pattern => vec![batch, n_heads, pos, pos],

@@ -3,9 +3,10 @@
 //! `tests/fixtures/make_families.py` says where the numbers come from. Tolerances are those of the
 //! parity tests.
 
-use serde_json::json;
+use proptest::{collection::vec, prelude::*};
+use serde_json::{Value, json};
 use sweep_lens::{
-    Cache, Config, Device, Error, Kind, Run, Tensor, Transformer, Weights, families,
+    Cache, Class, Config, Device, Error, Kind, Run, Tensor, Transformer, Weights, families,
     formats::{TensorSet, TensorSource},
 };
 
@@ -425,3 +426,75 @@ fn features_of_the_fixtures_are_not_neutral() {
         assert!(distance > 1e-4, "{name} with {change}: differs by {distance:.1e} only");
     }
 }
+
+/// Values that a damaged or hostile `config.json` may hold in place of sensible ones.
+fn odd_value() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        prop_oneof![
+            Just(0),
+            Just(-1),
+            Just(1),
+            Just(3),
+            Just(i64::MAX),
+            Just(i64::MIN),
+            Just(1 << 24)
+        ]
+        .prop_map(Value::from),
+        prop_oneof![Just(0.0), Just(-1.0), Just(1e308), Just(1e-320), Just(0.5)]
+            .prop_map(Value::from),
+        prop_oneof![Just("llama3"), Just("linear"), Just("global"), Just("RMS"), Just("")]
+            .prop_map(Value::from),
+        Just(json!([])),
+        Just(json!([[["global", "local"], i64::MAX]])),
+        Just(
+            json!({"rope_type": "llama3", "factor": 0, "low_freq_factor": 1, "high_freq_factor": 1})
+        ),
+        Just(json!({"rope_type": "linear", "rope_theta": -1, "partial_rotary_factor": 1e300})),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Any configuration is read or refused: nothing panics or allocates what a number asks for, and
+    /// a model that loads can be built.
+    #[test]
+    fn odd_configurations_are_read_or_refused(
+        model in 0..ODD.len(),
+        changes in vec((any::<prop::sample::Index>(), odd_value()), 1..4),
+        more in vec((0..ODD_KEYS.len(), odd_value()), 0..3),
+    ) {
+        let mut files = Files::of(ODD[model]);
+        let config = files.config.as_object_mut().unwrap();
+        let keys: Vec<String> = config.keys().cloned().collect();
+        for (key, value) in changes {
+            config.insert(key.get(&keys).clone(), value);
+        }
+        for (key, value) in more {
+            config.insert(ODD_KEYS[key].to_owned(), value);
+        }
+        match files.load() {
+            Ok((config, weights)) => {
+                prop_assert!(Transformer::new(config, weights).is_ok());
+            }
+            Err(error) => {
+                prop_assert_eq!(error.class(), Class::Input);
+                prop_assert!(error.to_string().len() < 500, "{}", error);
+            }
+        }
+    }
+}
+
+const ODD: [&str; 5] = ["gpt-neo-tiny", "gpt2-other", "llama3-tiny", "olmo2-tiny", "neel-attn"];
+const ODD_KEYS: [&str; 8] = [
+    "attention_layers",
+    "head_dim",
+    "layer_types",
+    "n_key_value_heads",
+    "positional_embedding_type",
+    "rope_scaling",
+    "rope_theta",
+    "sliding_window",
+];
