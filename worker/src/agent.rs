@@ -37,7 +37,7 @@ const RESIDENT: usize = 256;
 /// The version of the libtorch that tch 0.24 binds.
 const LIBTORCH: &str = "2.11.0";
 
-/// Runs a worker until it is told to leave. `settings` are the environment's `AWS_*` variables.
+/// Runs a worker until it is told to leave. `settings` are those of [`sweep_source::settings`].
 ///
 /// # Errors
 /// When the device, cache, coordinator or artifact store cannot be used at all.

@@ -40,6 +40,11 @@ pub enum Weights {
     Index(String),
 }
 
+/// Whether a file of this name is a PyTorch pickle of the kind that may hold a checkpoint alone.
+pub fn is_pickle(name: &str) -> bool {
+    name.strip_suffix(".pth").is_some_and(|stem| !stem.is_empty())
+}
+
 /// Whether files of these names hold weights that can be chosen.
 pub fn has_weights(names: &[&str]) -> bool {
     choose(names).is_ok()
@@ -61,7 +66,7 @@ pub fn choose(names: &[&str]) -> Result<Weights, String> {
     let pickles: Vec<&str> = names
         .iter()
         .copied()
-        .filter(|name| name.ends_with(".pth") && !name.contains("optimizer"))
+        .filter(|name| is_pickle(name) && !name.contains("optimizer"))
         .collect();
     let last: Vec<&str> =
         pickles.iter().copied().filter(|name| name.ends_with("final.pth")).collect();

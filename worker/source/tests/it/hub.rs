@@ -124,7 +124,7 @@ async fn what_is_missing_or_closed_is_said_with_the_way_out() {
     let (server, _) = two_steps().await;
     let folder = tempfile::tempdir().unwrap();
     let settings = [("HF_ENDPOINT", server.url.as_str())];
-    let access = access(folder.path(), &settings, Duration::from_secs(60));
+    let access = access(folder.path(), &settings, Duration::from_mins(1));
     let listing = Source::Hub { repo: "lab/modle".into(), revision: None };
     let error = access.list(&listing).await.unwrap_err();
     assert!(matches!(error, Error::Missing { .. }) && error.class() == FailureClass::InputMissing);
