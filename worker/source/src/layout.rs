@@ -410,6 +410,24 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        /// Whatever is listed: no panic, and labels that rise.
+        #[test]
+        fn arbitrary_listings_are_read_or_refused(
+            files in proptest::collection::vec(
+                "(step|checkpoint-|checkpoints/|a/)?[0-9]{0,3}(_[0-9]{0,21})?(/model.safetensors|.pth|/x|)",
+                0..12,
+            )
+        ) {
+            let mut notes = Vec::new();
+            let found = recognise(files.iter().map(String::as_str), &mut notes);
+            if let Ok(Recognised::Labelled { checkpoints, .. }) = found {
+                proptest::prop_assert!(!checkpoints.is_empty());
+                proptest::prop_assert!(checkpoints.is_sorted_by(|a, b| a.step < b.step));
+            }
+        }
+    }
+
     #[test]
     fn two_readings_or_none_are_errors_that_say_what_is_recognised() {
         refused("", &["it is empty", "step<N>", "checkpoint-<N>", "_<N>.pth", "model.safetensors"]);

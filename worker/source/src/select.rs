@@ -180,6 +180,20 @@ mod tests {
         assert_eq!(beside(&["vocab.json"]), [""; 0]);
     }
 
+    proptest::proptest! {
+        #[test]
+        fn arbitrary_bytes_are_no_index_or_one_of_plain_names(
+            bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..60),
+            name in ".{0,12}",
+        ) {
+            let _ = shards(&bytes);
+            let index = serde_json::json!({ "weight_map": { "w": name } }).to_string();
+            if let Ok(names) = shards(index.as_bytes()) {
+                proptest::prop_assert!(!names[0].contains('/') && names[0] != ".." && !names[0].is_empty());
+            }
+        }
+    }
+
     #[test]
     fn an_index_names_its_shards_and_nothing_elsewhere() {
         let index = br#"{"metadata": {}, "weight_map": {"a": "m-2", "b": "m-1", "c": "m-2"}}"#;

@@ -229,6 +229,8 @@ fn respond(
         _ => {}
     }
     let (path, query) = path.split_once('?').unwrap_or((path, ""));
+    // A mirror may live below a path of its own.
+    let path = path.strip_prefix("/mirror/hub").unwrap_or(path);
     if host == "store" {
         let hash = path.trim_start_matches("/stored/");
         let all = state.repos.values().flat_map(BTreeMap::values).flat_map(BTreeMap::values);
