@@ -30,7 +30,7 @@ pub fn access() -> Result<Access> {
 pub async fn resolve(cx: &Context, access: &Access, source: &Source) -> Result<Listing, Error> {
     let listing = sweep_source::resolve(source, access).await?;
     for note in &listing.notes {
-        cx.output.detail(|| note.clone());
+        cx.output.note(note);
     }
     Ok(listing)
 }
@@ -38,7 +38,7 @@ pub async fn resolve(cx: &Context, access: &Access, source: &Source) -> Result<L
 /// Says on standard error what is known to be wrong with the checkpoints at `steps`.
 pub fn warn(cx: &Context, listing: &Listing, steps: &[u64]) {
     for warning in sweep_source::warnings(listing, steps) {
-        cx.output.note(&format!("known defect: {warning}"));
+        cx.output.warn(&warning);
     }
 }
 

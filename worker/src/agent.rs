@@ -45,8 +45,7 @@ const LIBTORCH: &str = "2.11.0";
 /// The version of this program.
 const CODE: &str = env!("CARGO_PKG_VERSION");
 
-/// Runs a worker until it is told to leave. `settings` are the environment's variables for
-/// buckets and hubs.
+/// Runs a worker until it is told to leave. `settings` are those of [`sweep_source::settings`].
 ///
 /// # Errors
 /// When the device, cache, coordinator or artifact store cannot be used at all.

@@ -496,7 +496,7 @@ async fn read_all(mut response: Response, max: usize) -> Result<Vec<u8>, Fault> 
     loop {
         match tokio::time::timeout(ANSWER_TIMEOUT, response.chunk()).await {
             Ok(Ok(Some(chunk))) if body.len() + chunk.len() <= max => {
-                body.extend_from_slice(&chunk)
+                body.extend_from_slice(&chunk);
             }
             Ok(Ok(Some(_))) => {
                 let what = response.url().path().to_owned();

@@ -5,7 +5,10 @@
 //! Invariant: two readings of one listing are an error, never a choice; whatever is left aside is
 //! said in a note.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+};
 
 use crate::{error, location::Location, select};
 
@@ -319,7 +322,7 @@ pub(crate) fn abridged(names: &[String]) -> String {
     const SHOWN: usize = 5;
     let mut text = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
     if names.len() > SHOWN {
-        text.push_str(&format!(" and {} more", names.len() - SHOWN));
+        let _ = write!(text, " and {} more", names.len() - SHOWN);
     }
     text
 }
@@ -404,6 +407,24 @@ mod tests {
         assert_eq!(label("step1000-tokens4B"), Some(1000));
         for other in ["step", "step12b", "steps5", "main", "stage2-ingredient1-step5-tokens1B"] {
             assert_eq!(label(other), None, "{other}");
+        }
+    }
+
+    proptest::proptest! {
+        /// Whatever is listed: no panic, and labels that rise.
+        #[test]
+        fn arbitrary_listings_are_read_or_refused(
+            files in proptest::collection::vec(
+                "(step|checkpoint-|checkpoints/|a/)?[0-9]{0,3}(_[0-9]{0,21})?(/model.safetensors|.pth|/x|)",
+                0..12,
+            )
+        ) {
+            let mut notes = Vec::new();
+            let found = recognise(files.iter().map(String::as_str), &mut notes);
+            if let Ok(Recognised::Labelled { checkpoints, .. }) = found {
+                proptest::prop_assert!(!checkpoints.is_empty());
+                proptest::prop_assert!(checkpoints.is_sorted_by(|a, b| a.step < b.step));
+            }
         }
     }
 

@@ -40,6 +40,11 @@ pub enum Weights {
     Index(String),
 }
 
+/// Whether a file of this name is a PyTorch pickle of the kind that may hold a checkpoint alone.
+pub fn is_pickle(name: &str) -> bool {
+    name.strip_suffix(".pth").is_some_and(|stem| !stem.is_empty())
+}
+
 /// Whether files of these names hold weights that can be chosen.
 pub fn has_weights(names: &[&str]) -> bool {
     choose(names).is_ok()
@@ -61,7 +66,7 @@ pub fn choose(names: &[&str]) -> Result<Weights, String> {
     let pickles: Vec<&str> = names
         .iter()
         .copied()
-        .filter(|name| name.ends_with(".pth") && !name.contains("optimizer"))
+        .filter(|name| is_pickle(name) && !name.contains("optimizer"))
         .collect();
     let last: Vec<&str> =
         pickles.iter().copied().filter(|name| name.ends_with("final.pth")).collect();
@@ -184,6 +189,20 @@ mod tests {
         assert_eq!(tokenizer(&names).unwrap(), own);
         assert_eq!(tokenizer(&["config.json", "tokenizer_config.json", "vocab.json"]), None);
         assert_eq!(beside(&["vocab.json"]), [""; 0]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn arbitrary_bytes_are_no_index_or_one_of_plain_names(
+            bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..60),
+            name in ".{0,12}",
+        ) {
+            let _ = shards(&bytes);
+            let index = serde_json::json!({ "weight_map": { "w": name } }).to_string();
+            if let Ok(names) = shards(index.as_bytes()) {
+                proptest::prop_assert!(!names[0].contains('/') && names[0] != ".." && !names[0].is_empty());
+            }
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! Keys, region, endpoint and path style come from the usual `AWS_*` variables. Reads are bound to
 //! the version that was listed.
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use futures::{StreamExt, TryStreamExt};
 use object_store::{
@@ -33,9 +33,11 @@ pub fn open_bucket(
     retry: RetryConfig,
 ) -> object_store::Result<impl ObjectStore + use<>> {
     let mut builder = AmazonS3Builder::new().with_bucket_name(bucket);
-    for (name, value) in settings {
+    let own = |name: &&String| name.to_ascii_uppercase().starts_with("AWS_");
+    let settings: Vec<_> = settings.iter().filter(|(name, _)| own(name)).collect();
+    for (name, value) in &settings {
         let Ok(key) = name.to_ascii_lowercase().parse() else { continue };
-        builder = builder.with_config(key, value);
+        builder = builder.with_config(key, value.as_str());
     }
     let plain_http = settings
         .iter()
@@ -85,12 +87,7 @@ impl Bucket {
     /// # Errors
     /// [`Error::Location`] for unusable settings.
     pub fn open(name: &str, settings: &Settings, patience: Duration) -> Result<Self> {
-        let settings: BTreeMap<_, _> = settings
-            .iter()
-            .filter(|(name, _)| name.starts_with("AWS_"))
-            .map(|(name, value)| (name.clone(), value.clone()))
-            .collect();
-        let store = open_bucket(name, &settings, short_retries()).map_err(|error| {
+        let store = open_bucket(name, settings, short_retries()).map_err(|error| {
             Error::Location { text: format!("s3://{name}"), problem: chain(&error) }
         })?;
         Ok(Self { name: name.to_owned(), store: Arc::new(store), patience })
@@ -237,31 +234,27 @@ impl Remote for RemoteObject {
 }
 
 fn fault(what: &str, error: object_store::Error) -> Fault {
-    let what = what.to_owned();
-    match error {
-        object_store::Error::NotFound { .. } => {
-            let hint = "check bucket, prefix and AWS_ENDPOINT".to_owned();
-            Fault::Final(Error::Missing { what, hint })
-        }
-        object_store::Error::PermissionDenied { .. }
-        | object_store::Error::Unauthenticated { .. } => Fault::Final(Error::Denied {
-            what,
-            problem: chain(&error),
-            hint: "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION; a public bucket \
-                   takes AWS_SKIP_SIGNATURE=true"
-                .to_owned(),
-        }),
-        object_store::Error::Precondition { .. } => Fault::Final(Error::Changed {
-            what,
-            expected: "the listed version".to_owned(),
-            actual: "another one".to_owned(),
-        }),
-        // Listings have no kinds of errors of their own in this crate's version.
-        error => match (chain(&error), "check bucket, prefix and AWS_ENDPOINT".to_owned()) {
-            (problem, hint) if problem.contains("<Code>NoSuchBucket</Code>") => {
-                Fault::Final(Error::Missing { what, hint })
-            }
-            (problem, _) => Fault::again(problem),
-        },
+    use object_store::Error::{NotFound, PermissionDenied, Precondition, Unauthenticated};
+    let (what, problem) = (what.to_owned(), chain(&error));
+    // The errors of listings carry the status in their text only.
+    let status = |code: &str| problem.contains(&format!("status code: {code} "));
+    let missing = matches!(error, NotFound { .. }) || status("404");
+    let refused = matches!(error, PermissionDenied { .. } | Unauthenticated { .. })
+        || status("401")
+        || status("403");
+    if missing {
+        let hint = "check bucket, prefix and AWS_ENDPOINT".to_owned();
+        Fault::Final(Error::Missing { what, hint })
+    } else if refused {
+        let hint =
+            "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION; a public bucket \
+                    takes AWS_SKIP_SIGNATURE=true"
+                .to_owned();
+        Fault::Final(Error::Denied { what, problem, hint })
+    } else if matches!(error, Precondition { .. }) {
+        let (expected, actual) = ("the listed version".to_owned(), "another one".to_owned());
+        Fault::Final(Error::Changed { what, expected, actual })
+    } else {
+        Fault::again(problem)
     }
 }

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// No byte for this long, or for a third of the patience, is a cut connection.
-const STALL_MAX: Duration = Duration::from_secs(60);
+const STALL_MAX: Duration = Duration::from_mins(1);
 /// How often it is looked whether another process has finished a file, or has made room.
 const POLL: Duration = Duration::from_millis(200);
 /// Chunks between network and disk.
@@ -213,7 +213,7 @@ impl From<CacheError> for Failure {
 
 /// Fetches what is missing of `part` and verifies it.
 async fn fill(
-    mut part: Part,
+    mut part: Box<Part>,
     what: &str,
     remote: &mut impl Remote,
     patience: &mut Patience,
@@ -265,11 +265,11 @@ async fn fill(
 
 /// Writes everything that comes. Returns why it ended early, if it did.
 async fn pump(
-    mut part: Part,
+    mut part: Box<Part>,
     mut bytes: Bytestream,
     stall: Duration,
     report: &Report,
-) -> (Part, Result<Option<String>, Failure>) {
+) -> (Box<Part>, Result<Option<String>, Failure>) {
     let (sender, mut chunks) = mpsc::channel::<Bytes>(QUEUE);
     // Hashing and writing keep a thread of their own busy; meanwhile the network goes on.
     let writer = tokio::task::spawn_blocking(move || {

@@ -5,6 +5,7 @@ use crate::{
     error::{Error, Result},
     layout::{self, Found, Listing, Unit},
     location::{Location, encode_revision},
+    select,
 };
 
 /// The text as a template, unless it has another `{}` already.
@@ -50,7 +51,7 @@ pub(super) fn single_file(place: &Location) -> Option<Result<Listing>> {
 /// Folder and file of a location that names a `.pth` file; otherwise the location itself.
 pub(super) fn split_file(place: &Location) -> (Location, Option<String>) {
     match (last(place), parent(place)) {
-        (Some(name), Some(folder)) if name.ends_with(".pth") => (folder, Some(name)),
+        (Some(name), Some(folder)) if select::is_pickle(&name) => (folder, Some(name)),
         _ => (place.clone(), None),
     }
 }

@@ -31,7 +31,7 @@ pub enum Begun {
     /// The file is in the cache.
     Here(Held),
     /// It is this process's to write.
-    Part(Part),
+    Part(Box<Part>),
     /// Another process or task is writing it.
     Busy,
 }
@@ -85,7 +85,7 @@ impl Cache {
         }
         let _ = file.set_times(FileTimes::new().set_accessed(now()));
         drop(lock);
-        let mut part = Part {
+        let mut part = Box::new(Part {
             folder: self.folder.clone(),
             limit: self.limit,
             path,
@@ -95,7 +95,7 @@ impl Cache {
             sha256: Sha256::new(),
             git: None,
             expected: expected.clone(),
-        };
+        });
         part.take_up()?;
         Ok(Begun::Part(part))
     }
@@ -220,9 +220,10 @@ impl Part {
         }
         // Before the name exists the bytes are on disk: a power cut leaves no file of zeros.
         if let Err(source) = self.file.sync_data() {
-            return Err(match is_full(&source) {
-                true => CacheError::DiskFull { folder: self.folder.clone() },
-                false => CacheError::Io { path: self.path.clone(), source },
+            return Err(if is_full(&source) {
+                CacheError::DiskFull { folder: self.folder.clone() }
+            } else {
+                CacheError::Io { path: self.path.clone(), source }
             });
         }
         self.publish(hash)

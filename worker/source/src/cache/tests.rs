@@ -19,7 +19,7 @@ fn cache(limit: u64) -> (tempfile::TempDir, Cache) {
 }
 
 #[track_caller]
-fn begin(cache: &Cache, hash: &str, size: u64) -> Part {
+fn begin(cache: &Cache, hash: &str, size: u64) -> Box<Part> {
     let expected = Expected { sha256: Some(hash.to_owned()), git: None };
     match cache.begin(hash, size, &expected).unwrap() {
         Begun::Part(part) => part,
@@ -253,7 +253,7 @@ fn what_a_killed_process_wrote_is_gone_on_with() {
         let mut part = begin(&cache, &hash, 100);
         part.write(&bytes[..70]).unwrap();
         fs::write(cache.folder.join("written"), "").unwrap();
-        std::thread::sleep(Duration::from_secs(60));
+        std::thread::sleep(Duration::from_mins(1));
         return;
     }
     let (folder, cache) = cache(1000);

@@ -124,7 +124,7 @@ async fn what_is_missing_or_closed_is_said_with_the_way_out() {
     let (server, _) = two_steps().await;
     let folder = tempfile::tempdir().unwrap();
     let settings = [("HF_ENDPOINT", server.url.as_str())];
-    let access = access(folder.path(), &settings, Duration::from_secs(60));
+    let access = access(folder.path(), &settings, Duration::from_mins(1));
     let listing = Source::Hub { repo: "lab/modle".into(), revision: None };
     let error = access.list(&listing).await.unwrap_err();
     assert!(matches!(error, Error::Missing { .. }) && error.class() == FailureClass::InputMissing);
@@ -214,10 +214,13 @@ async fn one_revision_is_one_checkpoint_with_the_step_that_it_states() {
     assert_eq!(place.to_string(), "hub:lab/model@refs%2Fpr%2F1");
     assert_eq!(access.files(&place).await.unwrap().len(), 2);
     // A mirror that speaks the protocol below a path of its own.
-    assert_eq!(
-        access.list(&Source::parse("hub:lab/model@step2")).await.unwrap().at,
-        "hub:lab/model@{}"
-    );
+    let mirror = format!("{}/mirror/hub/", server.url);
+    let access = crate::access(folder.path(), &[("HF_ENDPOINT", &mirror)], PATIENCE);
+    let listing = access.list(&Source::parse("hub:lab/model@step2")).await.unwrap();
+    assert_eq!((listing.at.as_str(), steps(&listing)), ("hub:lab/model@{}", vec![2]));
+    let place = listing.location(&listing.checkpoints[0]).unwrap();
+    let files = access.files(&place).await.unwrap();
+    access.fetch(&place, &files).await.unwrap();
 }
 
 #[tokio::test]

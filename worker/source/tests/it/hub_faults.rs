@@ -55,7 +55,7 @@ impl Case {
 fn leftovers(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.filter(|name| name.ends_with(".part")).collect()
+    names.filter(|name| name.strip_suffix(".part").is_some()).collect()
 }
 
 /// Protection: a download goes on where it was cut, in the version that was begun.

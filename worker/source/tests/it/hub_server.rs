@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Write,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -16,7 +17,7 @@ use tokio::{
 
 /// What happens to one request.
 #[derive(Debug, Clone)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// This status with these headers.
     Status(u16, Vec<(&'static str, String)>),
     /// The connection is closed after so many bytes of the body.
@@ -39,13 +40,13 @@ pub enum Fault {
 
 /// One request as it came in.
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// `hub` or `store`.
-    pub host: &'static str,
+    pub(crate) host: &'static str,
     /// Path and query.
-    pub path: String,
+    pub(crate) path: String,
     /// By lower-case name.
-    pub headers: BTreeMap<String, String>,
+    pub(crate) headers: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone)]
@@ -70,22 +71,22 @@ struct State {
 
 /// The running server.
 #[derive(Clone)]
-pub struct HubServer {
+pub(crate) struct HubServer {
     /// Its URL, for `HF_ENDPOINT`.
-    pub url: String,
+    pub(crate) url: String,
     state: Arc<Mutex<State>>,
 }
 
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    sweep_proto::id::hex(bytes)
 }
 
-pub fn git_oid(bytes: &[u8]) -> String {
+pub(crate) fn git_oid(bytes: &[u8]) -> String {
     hex(&Sha1::new().chain_update(format!("blob {}\0", bytes.len())).chain_update(bytes).finalize())
 }
 
 impl HubServer {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let hub = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let store = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", hub.local_addr().unwrap());
@@ -112,7 +113,7 @@ impl HubServer {
     }
 
     /// Publishes a file; large ones are stored elsewhere under their sha256.
-    pub fn file(&self, repo: &str, revision: &str, path: &str, bytes: &[u8], large: bool) {
+    pub(crate) fn file(&self, repo: &str, revision: &str, path: &str, bytes: &[u8], large: bool) {
         let file = File { bytes: bytes.to_vec(), large, oid: git_oid(bytes) };
         let mut state = self.state.lock().unwrap();
         let revisions = state.repos.entry(repo.to_owned()).or_default();
@@ -120,27 +121,27 @@ impl HubServer {
     }
 
     /// Numbers a file otherwise than git does.
-    pub fn renumber(&self, repo: &str, revision: &str, path: &str, oid: &str) {
+    pub(crate) fn renumber(&self, repo: &str, revision: &str, path: &str, oid: &str) {
         let mut state = self.state.lock().unwrap();
         let files = state.repos.get_mut(repo).unwrap().get_mut(revision).unwrap();
-        files.get_mut(path).unwrap().oid = oid.to_owned();
+        oid.clone_into(&mut files.get_mut(path).unwrap().oid);
     }
 
     /// The next `times` requests whose path contains `path` meet `fault`.
-    pub fn fault(&self, path: &str, fault: Fault, times: usize) {
+    pub(crate) fn fault(&self, path: &str, fault: Fault, times: usize) {
         self.state.lock().unwrap().faults.push((path.to_owned(), fault, times));
     }
 
-    pub fn require_token(&self, token: &str) {
+    pub(crate) fn require_token(&self, token: &str) {
         self.state.lock().unwrap().token = Some(token.to_owned());
     }
 
-    pub fn page(&self, files: usize) {
+    pub(crate) fn page(&self, files: usize) {
         self.state.lock().unwrap().page = files;
     }
 
     /// Requests whose path contains `part`, in order.
-    pub fn seen(&self, part: &str) -> Vec<Seen> {
+    pub(crate) fn seen(&self, part: &str) -> Vec<Seen> {
         let state = self.state.lock().unwrap();
         state.seen.iter().filter(|seen| seen.path.contains(part)).cloned().collect()
     }
@@ -189,9 +190,9 @@ async fn serve(
         (respond(&state, host, &path, &headers, fault.as_ref()), fault)
     };
     let mut text = format!("HTTP/1.1 {} X\r\nConnection: close\r\n", answer.status);
-    text.push_str(&format!("Content-Length: {}\r\n", answer.body.len()));
+    write!(text, "Content-Length: {}\r\n", answer.body.len()).unwrap();
     for (name, value) in &answer.headers {
-        text.push_str(&format!("{name}: {value}\r\n"));
+        write!(text, "{name}: {value}\r\n").unwrap();
     }
     text.push_str("\r\n");
     stream.write_all(text.as_bytes()).await?;
@@ -201,7 +202,7 @@ async fn serve(
         }
         Some(Fault::Stall(bytes)) => {
             stream.write_all(&answer.body[..bytes.min(answer.body.len())]).await?;
-            tokio::time::sleep(Duration::from_secs(60)).await;
+            tokio::time::sleep(Duration::from_mins(1)).await;
         }
         Some(Fault::Slow(bytes)) => {
             for chunk in answer.body.chunks(bytes) {
@@ -228,6 +229,8 @@ fn respond(
         _ => {}
     }
     let (path, query) = path.split_once('?').unwrap_or((path, ""));
+    // A mirror may live below a path of its own.
+    let path = path.strip_prefix("/mirror/hub").unwrap_or(path);
     if host == "store" {
         let hash = path.trim_start_matches("/stored/");
         let all = state.repos.values().flat_map(BTreeMap::values).flat_map(BTreeMap::values);
@@ -305,15 +308,17 @@ fn tree(state: &State, files: &BTreeMap<String, File>, path: &str, query: &str) 
         .split('&')
         .find_map(|part| part.strip_prefix("cursor="))
         .map_or(0, |cursor| cursor.parse().unwrap());
-    let entries = files.iter().map(|(path, file)| match file.large {
-        false => serde_json::json!({
-            "type": "file", "oid": file.oid, "size": file.bytes.len(), "path": path
-        }),
-        true => serde_json::json!({
-            "type": "file", "oid": git_oid(b"pointer"), "size": file.bytes.len(), "path": path,
-            "lfs": {"oid": sha256(&file.bytes), "size": file.bytes.len(), "pointerSize": 134},
-            "xetHash": "0"
-        }),
+    let entries = files.iter().map(|(path, file)| {
+        let size = file.bytes.len();
+        if file.large {
+            let lfs = serde_json::json!({
+                "oid": sha256(&file.bytes), "size": size, "pointerSize": 134
+            });
+            let oid = git_oid(b"pointer");
+            serde_json::json!({"type": "file", "oid": oid, "size": size, "path": path, "lfs": lfs})
+        } else {
+            serde_json::json!({"type": "file", "oid": file.oid, "size": size, "path": path})
+        }
     });
     let folder = serde_json::json!({"type": "directory", "oid": "0", "size": 0, "path": "folder"});
     let all: Vec<_> = std::iter::once(folder).chain(entries).collect();
@@ -334,7 +339,9 @@ fn bytes_of(
 ) -> Answer {
     let mut bytes = bytes.to_vec();
     if matches!(fault, Some(Fault::Wrong)) {
-        bytes.iter_mut().for_each(|byte| *byte ^= 1);
+        for byte in &mut bytes {
+            *byte ^= 1;
+        }
     }
     let answer_headers = vec![("ETag", etag.to_owned())];
     let wanted = headers.get("range").and_then(|range| range.strip_prefix("bytes="));
@@ -351,6 +358,6 @@ fn bytes_of(
     answer(206, headers, &bytes[start..])
 }
 
-pub fn sha256(bytes: &[u8]) -> String {
+pub(crate) fn sha256(bytes: &[u8]) -> String {
     sweep_source::cache::sha256(bytes)
 }
