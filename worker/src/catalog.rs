@@ -1,6 +1,9 @@
 //! What this build can run, read off the lab's registries.
 
-use sweep_lab::{AnyExperiment, AnyRecipe, Card, EXPERIMENTS, FigureKind, Inputs, ParamKind, RECIPES, lens::Device};
+use sweep_lab::{
+    AnyExperiment, AnyRecipe, Card, EXPERIMENTS, FigureKind, Inputs, ParamKind, RECIPES,
+    lens::Device,
+};
 use sweep_proto::pb;
 
 /// The experiment of that name.

@@ -172,7 +172,8 @@ impl Checker<'_> {
         let Some(missing) = known.reads.iter().find(|name| !produced.contains(name)) else {
             return;
         };
-        let message = format!("`{}` reads the metric `{missing}`, which nothing here produces", known.name);
+        let message =
+            format!("`{}` reads the metric `{missing}`, which nothing here produces", known.name);
         let owner = missing.split('.').next().unwrap_or(missing);
         self.add(here, message, Some(format!("add `{owner}` to `experiments`")));
     }
