@@ -280,7 +280,7 @@ fn what_cannot_be_run_is_refused_before_it_is() {
     let refuse = |params: Json, class, words| fixture.refuse("activations", &params, class, words);
     refuse(names(&[]), Class::Params, "expected at least one name");
     refuse(
-        names(&["blocks.0.attn.hook_patern"]),
+        names(&["blocks.0.attn.hook_patterns"]),
         Class::Params,
         "did you mean `blocks.0.attn.hook_pattern`?",
     );
