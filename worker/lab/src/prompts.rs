@@ -8,7 +8,7 @@ use sweep_lens::{Config, Positional, Tensor};
 
 use crate::{
     error::{Error, Result},
-    subject::Subject,
+    subject::{Subject, TextCodec},
 };
 
 /// Rows of token ids.
@@ -35,7 +35,7 @@ impl Prompts {
         let rows = if is_text {
             encode(subject, text, prepend_bos)?
         } else if prepend_bos {
-            let bos = subject.text.and_then(|codec| codec.bos()).ok_or_else(|| {
+            let bos = subject.text.and_then(TextCodec::bos).ok_or_else(|| {
                 Error::Unsupported(
                     "`prepend_bos` needs a tokenizer with a BOS token, this model has none"
                         .to_owned(),

@@ -151,14 +151,13 @@ fn unknown(name: &str, known: &[Wanted]) -> Error {
         .filter(|(distance, known)| *distance <= 2 + known.len() / 5)
         .collect();
     close.sort();
-    let hint = match close.first() {
-        Some((_, first)) => format!("did you mean `{first}`?"),
-        None => {
-            let is_of_a_later_block = |known: &&Wanted| matches!(known, Wanted::Hook(hook) if hook.layer().is_some_and(|layer| layer > 0));
-            let names: Vec<String> =
-                known.iter().filter(|k| !is_of_a_later_block(k)).map(|k| k.name()).collect();
-            format!("it has {}, and so on for every block", names.join(", "))
-        }
+    let hint = if let Some((_, first)) = close.first() {
+        format!("did you mean `{first}`?")
+    } else {
+        let is_of_a_later_block = |known: &&Wanted| matches!(known, Wanted::Hook(hook) if hook.layer().is_some_and(|layer| layer > 0));
+        let names: Vec<String> =
+            known.iter().filter(|k| !is_of_a_later_block(k)).map(|k| k.name()).collect();
+        format!("it has {}, and so on for every block", names.join(", "))
     };
     match parsed {
         Ok(_) => Error::Unsupported(format!("this model has no activation `{name}`: {hint}")),

@@ -155,8 +155,11 @@ impl<R: rand::Rng> Place<'_, R> {
         let columns = SKETCH_LEN as i64;
         let length = block.size()[0];
         let padding = (columns - length % columns) % columns;
-        let padded =
-            if padding == 0 { block.shallow_clone() } else { block.constant_pad_nd([0, padding]) };
+        let padded = if padding == 0 {
+            block.shallow_clone()
+        } else {
+            block.pad([0, padding], "constant", 0.0)
+        };
         let start = random::below(&mut self.rng, BLOCK as u64) as i64;
         let signs = self.sketcher.signs.narrow(0, start, length + padding);
         let sums =

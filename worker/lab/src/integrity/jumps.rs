@@ -39,7 +39,8 @@ pub(crate) fn jumps(norms: &[f64]) -> Vec<Jump> {
         if let Some(&back) = change.get(index)
             && here * back < 0.0
         {
-            let net = (here + back).abs();
+            // What remains is two steps of the trend.
+            let trend = (here + back).abs() / 2.0;
             let around = largest([
                 index.checked_sub(2),
                 index.checked_sub(3),
@@ -48,7 +49,7 @@ pub(crate) fn jumps(norms: &[f64]) -> Vec<Jump> {
             ]);
             let smaller = here.abs().min(back.abs());
             let has_context = index >= 2 || index + 1 < change.len();
-            if has_context && smaller > SPIKE && smaller > SPIKE_TIMES * net.max(around) {
+            if has_context && smaller > SPIKE && smaller > SPIKE_TIMES * trend.max(around) {
                 found.push(Jump { index, log_change: here, is_spike: true });
                 continue;
             }

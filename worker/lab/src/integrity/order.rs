@@ -192,14 +192,14 @@ fn becomes_even(
     after.swap(a, b);
     let last = order.len() - 1;
     [a, b].into_iter().all(|place| {
-        let usual = Usual::around(distances, order, place, apart);
-        let Some(usual) = usual.or_else(|| Usual::throughout(distances, &after)) else {
-            return false;
-        };
         let is_end = place == 0 || place == last;
         let touched = place.saturating_sub(1).max(1)..=(place + 1).min(last - 1);
-        (is_end || usual.excludes(distances.turn(order, place)))
-            && touched.into_iter().all(|at| !usual.excludes(distances.turn(&after, at)))
+        let contrasts = |usual: Usual| {
+            (is_end || usual.excludes(distances.turn(order, place)))
+                && touched.clone().all(|at| !usual.excludes(distances.turn(&after, at)))
+        };
+        Usual::around(distances, order, place, apart).is_some_and(contrasts)
+            || Usual::throughout(distances, &after).is_some_and(contrasts)
     })
 }
 
@@ -247,7 +247,7 @@ impl Usual {
         Some(Self { limit: SUSPICIOUS.min(turns[0] - margin) })
     }
 
-    /// The turns of a whole order that is even: for trajectories that are too short to have surroundings.
+    /// The turns of a whole order that is even throughout: of a short trajectory, few are surroundings.
     fn throughout(distances: &Distances, order: &[usize]) -> Option<Self> {
         let turns = (1..order.len() - 1).map(|at| distances.turn(order, at));
         let (least, most) = turns

@@ -86,7 +86,7 @@ impl TextCodec for Letters {
         Some(0)
     }
 
-    fn hash(&self) -> &str {
+    fn hash(&self) -> &'static str {
         "letters"
     }
 }
@@ -122,7 +122,7 @@ fn per_token_losses_equal_transformer_lens() {
             let mean = expected.iter().sum::<f64>() / 38.0;
             assert!((sink.scalar("loss", 7).unwrap() - mean).abs() < 1e-6, "{name}");
             let by_position = &sink.metrics["loss_by_position"][&7].data;
-            let expected = (expected[4] + expected[19 + 4]) / 2.0;
+            let expected = f64::midpoint(expected[4], expected[19 + 4]);
             assert!(by_position.len() == 19 && (by_position[4] - expected).abs() < 2e-5);
             assert_eq!(sink.scalar("n_predicted", 7), Some(38.0));
             assert_eq!(sink.scalar("prepend_bos", 7), Some(0.0));
@@ -153,7 +153,7 @@ fn rows_of_any_length_have_the_losses_that_they_have_alone() {
     }
     assert!((all.scalar("loss", 7).unwrap() - sum / 7.0).abs() < 1e-12);
     let by_position = &all.metrics["loss_by_position"][&7].data;
-    assert!((by_position[0] - (found.data[0] + found.data[10]) / 2.0).abs() < 1e-12);
+    assert!((by_position[0] - f64::midpoint(found.data[0], found.data[10])).abs() < 1e-12);
     assert_eq!(by_position[4], found.data[4]);
 }
 
@@ -280,7 +280,7 @@ fn what_cannot_be_run_is_refused_before_it_is() {
     let refuse = |params: Json, class, words| fixture.refuse("activations", &params, class, words);
     refuse(names(&[]), Class::Params, "expected at least one name");
     refuse(
-        names(&["blocks.0.attn.hook_patern"]),
+        names(&["blocks.0.attn.hook_patterns"]),
         Class::Params,
         "did you mean `blocks.0.attn.hook_pattern`?",
     );
