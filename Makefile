@@ -1,7 +1,7 @@
 # Each target is what a person would type. `make demo` and `make test` need nothing else before them.
 .PHONY: demo build test setup catalog lint bench-load clean
 
-SWEEP = target/release/sweep
+SWEEP = $(or $(CARGO_TARGET_DIR),target)/release/sweep
 
 demo: build ## Train, analyse and plot a grokking sweep (about 5 minutes on two cores)
 	$(SWEEP) local deploy/examples/grokking.yaml

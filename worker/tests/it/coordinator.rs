@@ -34,8 +34,6 @@ pub(crate) enum Mood {
     Unavailable,
     /// Heartbeats only: the coordinator has restarted and knows nobody.
     Forgot,
-    /// Reports only: every record is that of a lease that it does not know.
-    Unknown,
     /// Reports only: the lease belongs to somebody else.
     Fences,
 }
@@ -58,6 +56,8 @@ pub(crate) struct State {
     pub(crate) heartbeats: Mood,
     pub(crate) reports: Mood,
     pub(crate) revoked: Vec<u64>,
+    /// Attempts of leases that it does not know (yet).
+    pub(crate) unknown: Vec<u64>,
     pub(crate) heard: Vec<Heard>,
     /// Heartbeats that were answered, and when.
     pub(crate) beats: Vec<(Instant, pb::HeartbeatRequest)>,
@@ -80,6 +80,20 @@ impl State {
             Body::Failed(failure) => Some(failure),
             _ => None,
         })
+    }
+
+    /// The checkpoints that an attempt published.
+    pub(crate) fn checkpoints(&self, attempt: u64) -> Vec<pb::Checkpoint> {
+        let published = self.accepted(attempt).into_iter().filter_map(|body| match body {
+            Body::Checkpoint(checkpoint) => Some(checkpoint),
+            _ => None,
+        });
+        published.collect()
+    }
+
+    /// Whether an attempt is done.
+    pub(crate) fn is_done(&self, attempt: u64) -> bool {
+        self.accepted(attempt).iter().any(|body| matches!(body, Body::Done(_)))
     }
 
     /// The last accepted trainer state.
@@ -193,6 +207,22 @@ pub(crate) fn analysis(attempt: u64, checkpoint: pb::Checkpoint) -> pb::Lease {
     pb::Lease { attempt, sweep: SWEEP.into(), work }
 }
 
+/// A lease on `pca` of the weights over checkpoints, which leaves a file.
+pub(crate) fn trajectory(attempt: u64, checkpoints: Vec<pb::Checkpoint>) -> pb::Lease {
+    let task = TaskKey { model: 0, kind: TaskKind::Trajectory { index: 0 } }.to_pb(SWEEP);
+    let work = pb::TrajectoryWork {
+        task: Some(task),
+        model: "m".into(),
+        model_index: 0,
+        experiment: "pca".into(),
+        version: 1,
+        params: r#"{ "of": "weights", "save_basis": true }"#.into(),
+        checkpoints,
+    };
+    let work = Some(pb::lease::Work::Trajectory(work));
+    pb::Lease { attempt, sweep: SWEEP.into(), work }
+}
+
 type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
@@ -245,23 +275,18 @@ impl WorkerService for Coordinator {
     async fn report(&self, request: Request<pb::ReportRequest>) -> Answer<pb::ReportResponse> {
         let records = request.into_inner().records;
         let mut answer = pb::ReportResponse::default();
-        let mood = self.with(|state| state.reports);
+        let (mood, unknown) = self.with(|state| (state.reports, state.unknown.clone()));
+        let mut is_lost = mood == Mood::Unavailable;
         for record in records {
             let stored = self.is_stored(record.body.as_ref().unwrap());
             let verdict = match mood {
-                Mood::Answers => Verdict::Accepted,
+                // After an unknown lease the rest is not looked at.
+                _ if is_lost => Verdict::Unspecified,
+                _ if unknown.contains(&record.attempt) => Verdict::UnknownLease,
                 Mood::Fences => Verdict::Fenced,
-                Mood::Unknown => Verdict::UnknownLease,
-                Mood::Unavailable | Mood::Forgot => Verdict::Unspecified,
+                Mood::Answers | Mood::Unavailable | Mood::Forgot => Verdict::Accepted,
             };
-            // After an unknown lease the rest is not looked at.
-            let before = answer.verdicts.last().copied();
-            let verdict = match before {
-                Some(code) if mood == Mood::Unknown && code != Verdict::Accepted as i32 => {
-                    Verdict::Unspecified
-                }
-                _ => verdict,
-            };
+            is_lost |= verdict == Verdict::UnknownLease;
             answer.verdicts.push(verdict as i32);
             let at = Instant::now();
             self.with(|state| state.heard.push(Heard { at, record, verdict, stored }));

@@ -5,13 +5,9 @@ use std::{fs, time::Duration};
 use sweep_proto::pb::{FailureClass, Verdict, record::Body};
 
 use crate::{
-    coordinator::{Coordinator, Mood, State, analysis, training},
+    coordinator::{Coordinator, Heard, Mood, State, analysis, training, trajectory},
     process::Worker,
 };
-
-fn is_done(state: &State) -> bool {
-    state.accepted(7).iter().any(|body| matches!(body, Body::Done(_)))
-}
 
 /// Steps of the training losses in `bodies`.
 fn loss_steps(bodies: &[Body]) -> Vec<u64> {
@@ -29,7 +25,7 @@ async fn files_come_before_their_records_and_metrics_before_trainer_states() {
     let coordinator = Coordinator::start().await;
     coordinator.with(|s| s.leases.push_back(training(7, 400, &[0, 100, 200, 300, 400])));
     let _worker = Worker::start(&coordinator, &[]);
-    coordinator.until("the end", is_done).await;
+    coordinator.until("the end", |s| s.is_done(7)).await;
     let bodies = coordinator.with(|s| {
         assert!(s.heard.iter().all(|heard| heard.stored));
         s.accepted(7)
@@ -60,7 +56,7 @@ async fn an_unanswered_report_is_repeated_word_for_word() {
     let _worker = Worker::start(&coordinator, &[]);
     coordinator.until("three tries", |s| s.heard.len() > 3).await;
     coordinator.with(|s| s.reports = Mood::Answers);
-    coordinator.until("the end", is_done).await;
+    coordinator.until("the end", |s| s.is_done(7)).await;
     coordinator.with(|s| {
         let taken: Vec<_> = s.heard.iter().filter(|h| h.verdict == Verdict::Accepted).collect();
         let numbers: Vec<u64> = taken.iter().map(|heard| heard.record.sequence).collect();
@@ -88,24 +84,26 @@ async fn a_killed_worker_s_successor_delivers_what_is_left_and_goes_on() {
         first.kill();
         coordinator.with(|s| {
             s.heard.clear();
-            s.reports = if known { Mood::Answers } else { Mood::Unknown };
+            s.reports = Mood::Answers;
+            s.unknown.extend((!known).then_some(7));
+            s.leases.push_back(training(8, 100, &[]));
         });
-        let second = Worker::start(&coordinator, &[]);
-        if known {
-            coordinator.until("what was left", is_done).await;
-            let numbers: Vec<u64> =
-                coordinator.with(|s| s.heard.iter().map(|heard| heard.record.sequence).collect());
-            assert_eq!(numbers, (0..numbers.len() as u64).collect::<Vec<_>>());
-        } else {
-            let told =
-                |s: &State| s.heard.iter().any(|h| matches!(h.record.body, Some(Body::Done(_))));
-            coordinator.until("what was left", told).await;
-            coordinator.with(|s| s.reports = Mood::Answers);
-        }
-        coordinator.with(|s| s.leases.push_back(training(8, 100, &[])));
-        let done = |s: &State| s.accepted(8).iter().any(|body| matches!(body, Body::Done(_)));
-        coordinator.until("new work", done).await;
-        drop(second);
+        let _second = Worker::start(&coordinator, &[]);
+        coordinator.until("new work", |s| s.is_done(8)).await;
+        coordinator.with(|s| {
+            let old = s.heard.iter().filter(|heard| heard.record.attempt == 7);
+            let numbers: Vec<u64> = old.map(|heard| heard.record.sequence).collect();
+            // What was not looked at is sent again.
+            let mut distinct = numbers.clone();
+            distinct.dedup();
+            distinct.sort_unstable();
+            distinct.dedup();
+            assert_eq!(distinct, (0..distinct.len() as u64).collect::<Vec<_>>());
+            assert_eq!(s.is_done(7), known);
+            assert!(!known || numbers == distinct, "{numbers:?}");
+            let ends = |heard: &&Heard| matches!(heard.record.body, Some(Body::Done(_)));
+            assert_eq!(s.heard.iter().filter(ends).map(|h| h.record.attempt).next(), Some(7));
+        });
     }
 }
 
@@ -175,38 +173,59 @@ async fn a_worker_that_lost_its_lease_removes_no_state() {
 async fn metrics_that_the_spool_refused_make_the_task_fail() {
     let coordinator = Coordinator::start().await;
     coordinator.with(|s| s.leases.push_back(training(6, 100, &[100])));
-    let first = Worker::start(&coordinator, &[]);
-    let checkpoint = |s: &State| {
-        s.accepted(6).into_iter().find_map(|body| match body {
-            Body::Checkpoint(checkpoint) => Some(checkpoint),
-            _ => None,
-        })
-    };
-    coordinator.until("a checkpoint", |s| checkpoint(s).is_some()).await;
-    let checkpoint = coordinator.with(|s| checkpoint(s)).unwrap();
-    assert_eq!(first.terminate().await.0, Some(0));
+    let arguments = ["--spool-bytes", "200", "--patience", "1s"];
+    let _worker = Worker::start(&coordinator, &arguments);
+    coordinator.until("a training", |s| s.is_done(6)).await;
+    let checkpoint = coordinator.with(|s| s.checkpoints(6).remove(0));
+    // Once before, because the first time takes longer: metrics of short work are passed on at its
+    // very end, and that is the place to look at.
+    coordinator.with(|s| s.leases.push_back(analysis(7, checkpoint.clone())));
+    coordinator.until("an analysis", |s| s.is_done(7)).await;
 
-    // Short work, so that its metrics are passed on at its very end.
-    for lease in [training(7, 100, &[]), analysis(7, checkpoint)] {
+    for lease in [training(8, 40, &[]), analysis(9, checkpoint)] {
+        let attempt = lease.attempt;
         coordinator.with(|s| {
-            s.heard.clear();
             s.reports = Mood::Unavailable;
-            s.acquires = 0;
             s.leases.push_back(lease);
+            s.acquires = 0;
         });
-        let worker = Worker::start(&coordinator, &["--spool-bytes", "200", "--patience", "1s"]);
-        coordinator.until("the end of the work", |s| s.acquires > 1).await;
+        coordinator.until("the end of the work", |s| s.leases.is_empty() && s.acquires > 1).await;
         coordinator.with(|s| s.reports = Mood::Answers);
-        coordinator.until("the failure", |s| s.failure(7).is_some()).await;
+        let ended = |s: &State| s.failure(attempt).is_some() || s.is_done(attempt);
+        coordinator.until("the failure", ended).await;
         coordinator.with(|s| {
-            let failure = s.failure(7).unwrap();
+            let failure = s.failure(attempt).expect("metrics are missing");
             assert_eq!(failure.class(), FailureClass::Transient);
             assert!(failure.message.contains("metric spool"), "{}", failure.message);
             assert!(failure.message.contains("is full"), "{}", failure.message);
-            assert!(!is_done(s));
         });
-        assert_eq!(worker.terminate().await.0, Some(0));
     }
+}
+
+/// Protection: a task one of whose files could not be stored is not done.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_the_store_refused_makes_the_task_fail() {
+    let coordinator = Coordinator::start().await;
+    coordinator.with(|s| s.leases.push_back(training(6, 200, &[0, 100, 200])));
+    let _worker = Worker::start(&coordinator, &["--patience", "1s"]);
+    coordinator.until("a training", |s| s.is_done(6)).await;
+    let checkpoints = coordinator.with(|s| s.checkpoints(6));
+    coordinator.with(|s| s.leases.push_back(trajectory(7, checkpoints.clone())));
+    coordinator.until("a trajectory", |s| s.is_done(7)).await;
+    let manifest = coordinator.with(|s| s.accepted(7).pop()).unwrap();
+    let Body::Done(manifest) = manifest else { panic!("{manifest:?}") };
+    let [file] = manifest.artifacts.as_slice() else { panic!("{manifest:?}") };
+    assert!(coordinator.with(|s| s.heard.iter().all(|heard| heard.stored)));
+
+    // There is a folder where the file of the next attempt goes.
+    let next = coordinator.artifact(&file.key.replace("/0.7/", "/0.8/"));
+    fs::create_dir_all(next.join("x")).unwrap();
+    coordinator.with(|s| s.leases.push_back(trajectory(8, checkpoints)));
+    coordinator.until("the end", |s| s.failure(8).is_some() || s.is_done(8)).await;
+    let failure = coordinator.with(|s| s.failure(8)).expect("the file is missing");
+    assert_eq!(failure.class(), FailureClass::Transient);
+    assert!(failure.message.contains("artifact store failed"), "{}", failure.message);
+    assert!(failure.message.contains(&file.name), "{}", failure.message);
 }
 
 /// Protection: a disk that takes nothing more holds the training back, then fails it with the name of

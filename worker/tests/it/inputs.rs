@@ -8,18 +8,9 @@ use std::{
 use sweep_proto::pb::{self, FailureClass, record::Body};
 
 use crate::{
-    coordinator::{Coordinator, State, analysis, training},
+    coordinator::{Coordinator, analysis, training},
     process::Worker,
 };
-
-/// The published checkpoints of attempt 6.
-fn checkpoints(state: &State) -> Vec<pb::Checkpoint> {
-    let published = state.accepted(6).into_iter().filter_map(|body| match body {
-        Body::Checkpoint(checkpoint) => Some(checkpoint),
-        _ => None,
-    });
-    published.collect()
-}
 
 /// Protections: the bytes of a checkpoint are compared with the recorded hash, whatever is wrong with
 /// them; missing and corrupt files are told apart, and neither is tried for ever.
@@ -28,8 +19,8 @@ async fn missing_swapped_and_damaged_checkpoints_are_told_apart() {
     let coordinator = Coordinator::start().await;
     coordinator.with(|s| s.leases.push_back(training(6, 200, &[0, 100, 200])));
     let first = Worker::start(&coordinator, &[]);
-    coordinator.until("checkpoints", |s| checkpoints(s).len() == 3).await;
-    let published = coordinator.with(|s| checkpoints(s));
+    coordinator.until("checkpoints", |s| s.checkpoints(6).len() == 3).await;
+    let published = coordinator.with(|s| s.checkpoints(6));
     assert_eq!(first.terminate().await.0, Some(0));
     let path = |index: usize| {
         let file = published[index].file.as_ref().unwrap();
@@ -53,7 +44,7 @@ async fn missing_swapped_and_damaged_checkpoints_are_told_apart() {
         coordinator.with(|s| (7..10).map(|n| s.failure(n).unwrap()).collect());
     let expected: [(FailureClass, &str, &str); 3] = [
         (FailureClass::Permanent, "step0/model.safetensors", "sha256"),
-        (FailureClass::Permanent, "step100/model.safetensors", "tensor"),
+        (FailureClass::Permanent, "step100/model.safetensors", "truncated"),
         (FailureClass::InputMissing, "step200/model.safetensors", "is not in the artifact store"),
     ];
     for (failure, (class, file, word)) in failures.iter().zip(expected) {
@@ -69,8 +60,8 @@ async fn a_damaged_file_in_the_cache_is_fetched_again() {
     let coordinator = Coordinator::start().await;
     coordinator.with(|s| s.leases.push_back(training(6, 100, &[100])));
     let _worker = Worker::start(&coordinator, &[]);
-    coordinator.until("a checkpoint", |s| checkpoints(s).len() == 1).await;
-    let checkpoint = coordinator.with(|s| checkpoints(s).remove(0));
+    coordinator.until("a checkpoint", |s| s.checkpoints(6).len() == 1).await;
+    let checkpoint = coordinator.with(|s| s.checkpoints(6).remove(0));
     let hash = checkpoint.file.as_ref().unwrap().sha256.clone();
     let cached = coordinator.folder().join("cache/checkpoints").join(hash);
     let mut bytes = fs::read(&cached).unwrap();
@@ -78,8 +69,7 @@ async fn a_damaged_file_in_the_cache_is_fetched_again() {
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(&cached, bytes).unwrap();
     coordinator.with(|s| s.leases.push_back(analysis(7, checkpoint)));
-    let done = |s: &State| s.accepted(7).iter().any(|body| matches!(body, Body::Done(_)));
-    coordinator.until("the analysis", done).await;
+    coordinator.until("the analysis", |s| s.is_done(7)).await;
     assert_eq!(fs::read(&cached).unwrap(), whole);
 }
 
@@ -117,8 +107,7 @@ async fn a_damaged_trainer_state_is_named() {
     let coordinator = Coordinator::start().await;
     coordinator.with(|s| s.leases.push_back(training(6, 200, &[0, 100])));
     let _worker = Worker::start(&coordinator, &[]);
-    let ended = |s: &State| s.accepted(6).iter().any(|body| matches!(body, Body::Done(_)));
-    coordinator.until("the first training", ended).await;
+    coordinator.until("the first training", |s| s.is_done(6)).await;
     let state = coordinator.with(|s| s.trainer_state()).unwrap();
     let path = coordinator.artifact(&state.file.as_ref().unwrap().key);
     let mut bytes = fs::read(&path).unwrap();
@@ -133,5 +122,5 @@ async fn a_damaged_trainer_state_is_named() {
     let failure = coordinator.with(|s| s.failure(7)).unwrap();
     assert_eq!(failure.class(), FailureClass::Permanent);
     assert!(failure.message.contains("step100/trainer.safetensors"), "{}", failure.message);
-    assert!(failure.message.contains("tensor"), "{}", failure.message);
+    assert!(failure.message.contains("tensor `"), "{}", failure.message);
 }

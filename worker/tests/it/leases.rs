@@ -65,8 +65,7 @@ async fn what_was_given_away_is_stopped_at_once() {
             s.reports = Mood::Answers;
             s.leases.push_back(training(8, 200, &[]));
         });
-        let done = |body: &Body| matches!(body, Body::Done(_));
-        coordinator.until("the next lease", |s| s.accepted(8).iter().any(done)).await;
+        coordinator.until("the next lease", |s| s.is_done(8)).await;
         coordinator.with(|s| s.beats.clear());
         coordinator.until("heartbeats", |s| s.beats.len() > 1).await;
         coordinator.with(|s| {
@@ -87,7 +86,7 @@ async fn a_coordinator_that_forgot_it_is_told_what_it_holds() {
     let _worker = Worker::start(&coordinator, &[]);
     coordinator.until("metrics", |s| s.accepted(7).len() > 3).await;
     coordinator.with(|s| {
-        s.reports = Mood::Unknown;
+        s.unknown.push(7);
         s.heartbeats = Mood::Forgot;
         s.beats.clear();
     });
@@ -102,7 +101,7 @@ async fn a_coordinator_that_forgot_it_is_told_what_it_holds() {
     });
     tokio::time::sleep(Duration::from_millis(600)).await;
     let count = coordinator.with(|s| {
-        s.reports = Mood::Answers;
+        s.unknown.clear();
         s.accepted(7).len()
     });
     coordinator.until("more metrics", |s| s.accepted(7).len() > count + 3).await;
