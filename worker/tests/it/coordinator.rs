@@ -157,7 +157,7 @@ impl Coordinator {
     fn is_stored(&self, body: &Body) -> bool {
         let whole = |blob: &pb::Blob| {
             let bytes = std::fs::read(self.artifact(&blob.key)).unwrap_or_default();
-            sweep_worker::cache::sha256(&bytes) == blob.sha256 && bytes.len() as u64 == blob.size
+            sweep_source::cache::sha256(&bytes) == blob.sha256 && bytes.len() as u64 == blob.size
         };
         match body {
             Body::Checkpoint(checkpoint) => checkpoint.file.as_ref().is_some_and(whole),

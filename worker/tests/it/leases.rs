@@ -10,9 +10,8 @@ use sweep_proto::{
     id,
     pb::{self, FailureClass, Verdict, lease::Work, record::Body},
 };
-use sweep_worker::{
-    artifacts::ArtifactStore, cache::Cache, deliver::Outlet, session::Session, spool::Spool,
-};
+use sweep_source::{Access, Cache};
+use sweep_worker::{artifacts::ArtifactStore, deliver::Outlet, session::Session, spool::Spool};
 
 use crate::{
     coordinator::{Coordinator, Mood, TTL, training},
@@ -195,14 +194,17 @@ async fn a_broken_device_ends_the_worker() {
     let coordinator = Coordinator::start().await;
     let folder = |name: &str| coordinator.folder().join(name);
     let spool = Spool::open(&folder("spool"), 1 << 20, Duration::ZERO).unwrap();
-    let cache = Cache::open(&folder("cache"), 1 << 20).unwrap();
+    let cache = Arc::new(Cache::open(&folder("cache"), 1 << 20).unwrap());
+    let access = Access::new(BTreeMap::new(), Some(Arc::clone(&cache)), Duration::ZERO).unwrap();
     let request = pb::RegisterRequest::default();
     let session = Session::start(coordinator.url(), None, request, spool, cache).await.unwrap();
     let session = Arc::new(session);
     let root = session.registration().artifact_root;
     let store = ArtifactStore::open(&root, &BTreeMap::new(), Duration::ZERO).unwrap();
     let runtime = tokio::runtime::Handle::current();
-    let outlet = Outlet { session: Arc::clone(&session), store, runtime };
+    let access = Arc::new(access);
+    let outlet =
+        Outlet { session: Arc::clone(&session), store, access, memory_bytes: None, runtime };
     let Some(Work::Train(work)) = training(7, 100, &[]).work else { panic!("it is a training") };
     let key = work.seeds[0].task.clone().unwrap();
     let lease = session.leases.add(7, vec![key.clone()], Instant::now());
