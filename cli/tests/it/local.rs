@@ -119,8 +119,13 @@ fn both_run_while_there_is_work_and_stop_in_order() {
             arguments.trim_end().ends_with("--device cuda:1 --slots 3 --threads 1"),
             "{arguments}"
         );
-        // The same again: the sweep goes on, and ends.
-        let again = setup.local(&[]).run();
+        // The same again: the sweep goes on, and ends once the worker has begun.
+        fs::remove_file(setup.data().join("worker-arguments")).unwrap();
+        setup.watch(SweepState::Running, true);
+        let child = setup.local(&[]).start();
+        eventually("the worker runs again", || exists(&setup.data().join("worker-arguments")));
+        setup.watch(state, false);
+        let again = finish(child);
         assert_eq!((again.code, again.stdout.trim()), (code, id), "{}", again.stderr);
         assert_eq!(setup.life().len(), 8);
     }

@@ -122,26 +122,11 @@ fn of(kind: &str, steps: &[u64]) -> (String, Vec<u64>) {
 
 fn tiny() -> Config {
     Config {
-        n_layers: 2,
-        d_model: 24,
-        n_heads: 2,
-        n_key_value_heads: 2,
-        d_head: 12,
-        d_mlp: 48,
-        d_vocab: 50,
-        d_vocab_out: 50,
-        n_ctx: 16,
         act_fn: ActFn::Gelu,
-        gated_mlp: false,
-        attn_only: false,
-        parallel_attn_mlp: false,
         normalization: Normalization::Ln,
         final_normalization: Normalization::Ln,
-        eps: 1e-5,
-        positional: Positional::Learned,
-        attn_scale: 12f64.sqrt(),
-        scale_attn_by_inverse_layer_idx: false,
-        default_prepend_bos: false,
+        d_mlp: 48,
+        ..Config::toy(2, 24, 2, 50, 16)
     }
 }
 

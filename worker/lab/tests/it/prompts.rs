@@ -7,9 +7,10 @@ use serde_json::{Value as Json, json};
 use sweep_lab::{
     AnalyseJob, AnyExperiment, Class, EXPERIMENTS, MemorySink, Result, Subject, TextCodec, analyse,
     lens::{
-        Cache, Config, Kind, Run, Tensor, Transformer, Weights,
+        Cache, Config, Device, Kind, Run, Tensor, Transformer,
         checkpoint::{Checkpoint, decode_tensors},
-        tensor_file,
+        families,
+        formats::TensorFiles,
     },
 };
 
@@ -33,16 +34,22 @@ impl Fixture {
         let read = |file: String| fs::read(fixtures().join(file)).unwrap();
         let record: Json = serde_json::from_slice(&read(format!("{name}.json"))).unwrap();
         let config: Config = serde_json::from_value(record["config"].clone()).unwrap();
-        let mut weights: Weights = (0..record["parts"].as_u64().unwrap())
-            .map(|part| format!("{name}.{part}.safetensors"))
-            .flat_map(|file| {
-                tensor_file::decode_tensors(&file, &read(file.clone())).unwrap().tensors
-            })
+        let folder = fixtures().join("models").join(name);
+        let files: BTreeMap<String, PathBuf> = fs::read_dir(&folder)
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .map(|entry| (entry.file_name().into_string().unwrap(), entry.path()))
             .collect();
-        if record["tied"].as_bool().unwrap() {
-            let w_u = weights.get("embed.W_E").unwrap().transpose(0, 1).contiguous();
-            weights.insert("unembed.W_U", w_u);
-        }
+        let json = fs::read(folder.join("config.json")).unwrap();
+        let tensors = TensorFiles::open(&files).unwrap();
+        let (_, weights) = families::load(
+            &serde_json::from_slice(&json).unwrap(),
+            None,
+            &tensors,
+            Kind::Float,
+            Device::Cpu,
+        )
+        .unwrap();
         let model = Transformer::new(config.clone(), weights.shallow_clone()).unwrap();
         let checkpoint = Checkpoint {
             config,
