@@ -5,7 +5,8 @@
 Writes the checkpoint (12 layers, d_model 768, vocabulary 50257, n_ctx 1024: 124 M parameters, random) into
 FOLDER unless it is there, as model.safetensors and as pytorch_model.bin. Every loader runs once per round
 with the files in the page cache, five rounds; medians are printed. Imports and process starts are not
-counted, for anybody. `make bench-load` runs this.
+counted, for anybody. transformers leaves the weights in the mapped file, so its time compares with "mapped
+views"; `cp` and "float32 in memory" move every byte. `make bench-load` runs this.
 """
 
 import importlib.metadata
