@@ -5,9 +5,11 @@
 Writes the checkpoint (12 layers, d_model 768, vocabulary 50257, n_ctx 1024: 124 M parameters, random) into
 FOLDER unless it is there, as model.safetensors and as pytorch_model.bin. Every loader runs once per round
 with the files in the page cache, five rounds; medians are printed. Imports and process starts are not
-counted, for anybody. `make bench-load` runs this.
+counted, for anybody. transformers leaves the weights in the mapped file, so its time compares with "mapped
+views"; `cp` and "float32 in memory" move every byte. `make bench-load` runs this.
 """
 
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -21,7 +23,6 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import torch
 import transformers
-import transformer_lens
 from transformer_lens.model_bridge import TransformerBridge
 
 ROUNDS = 5
@@ -75,6 +76,7 @@ def one_round(folder, binary):
 
 
 def main():
+    transformers.logging.disable_progress_bar()
     folder, binary = pathlib.Path(sys.argv[1]), sys.argv[2]
     file = folder / "safetensors" / "model.safetensors"
     if not (file.exists() and (folder / "pickle" / "pytorch_model.bin").exists()):
@@ -85,7 +87,7 @@ def main():
     medians = {name: statistics.median(times[name] for times in rounds) for name in rounds[0]}
     n_bytes = file.stat().st_size
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, "
-    versions += f"TransformerLens {transformer_lens.__version__}"
+    versions += f"TransformerLens {importlib.metadata.version('transformer_lens')}"
     print(f"{n_bytes / 1e6:.0f} MB, {os.cpu_count()} processors, median of {ROUNDS}; {versions}")
     print(f"{'':36} {'seconds':>8} {'GB/s':>6} {'time / cp':>10}")
     for name, median in medians.items():

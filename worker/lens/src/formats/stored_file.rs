@@ -26,8 +26,12 @@ use tch::{Device, Kind, Tensor};
 use super::layout::{Extent, Layout};
 use crate::error::{Error, Problem, Result};
 
-/// Bytes that are read at a time: they stay in the processor's cache until they are used.
-const CHUNK_BYTES: u64 = 256 << 10;
+/// Bytes that are read at a time: they stay in the processor's cache until they are used, and as words
+/// of [`WORD_BYTES`] they are too few for libtorch to share the copying among threads, which costs more
+/// than it brings.
+const CHUNK_BYTES: u64 = 128 << 10;
+/// Bytes of an `Int64`.
+const WORD_BYTES: u64 = 8;
 /// DEFLATE makes nothing smaller than this fraction.
 const DEFLATE_RATIO_MAX: u64 = 1032;
 
@@ -216,13 +220,24 @@ impl StoredFile {
             copy.f_copy_(&view)?;
             return Ok(copy);
         }
-        let bytes = Tensor::f_empty([n_bytes as i64], (Kind::Uint8, Device::Cpu))?;
+        let n_words = n_bytes.div_ceil(WORD_BYTES) as i64;
+        let words = Tensor::f_empty([n_words], (Kind::Int64, Device::Cpu))?;
         self.for_chunks(offset, n_bytes, |done, chunk| {
-            let n_bytes = chunk.len() as i64;
-            let chunk = Tensor::f_from_data_size(chunk, &[n_bytes], Kind::Uint8)?;
-            let mut place = bytes.f_narrow(0, done as i64, n_bytes)?;
+            let mut padded = Vec::new();
+            let chunk = if chunk.len().is_multiple_of(WORD_BYTES as usize) {
+                chunk
+            } else {
+                // The last piece: a few bytes more than the tensor has, cut off below.
+                padded.extend_from_slice(chunk);
+                padded.resize(chunk.len().next_multiple_of(WORD_BYTES as usize), 0);
+                &padded
+            };
+            let n_words = (chunk.len() as u64 / WORD_BYTES) as i64;
+            let chunk = Tensor::f_from_data_size(chunk, &[n_words], Kind::Int64)?;
+            let mut place = words.f_narrow(0, (done / WORD_BYTES) as i64, n_words)?;
             Ok(place.f_copy_(&chunk)?)
         })?;
+        let bytes = words.f_view_dtype(Kind::Uint8)?.f_narrow(0, 0, n_bytes as i64)?;
         self.check_unchanged()?;
         Ok(bytes)
     }
