@@ -84,8 +84,6 @@ pub struct RemoteFile {
     pub sha256: Option<String>,
     /// What the source calls this version of it: a git id, an entity tag, the times of a local file.
     pub version: String,
-    /// Entity tag of an object, for reads of just this version.
-    pub etag: Option<String>,
 }
 
 /// The files of one checkpoint on this machine. Cached ones are not evicted while this exists.
@@ -112,7 +110,6 @@ struct Entry {
     size: u64,
     sha256: Option<String>,
     version: String,
-    etag: Option<String>,
 }
 
 /// The way to checkpoints, with credentials, cache and patience.
@@ -409,13 +406,13 @@ impl Access {
                 self.download(file, what, version, git, remote).await?
             }
             Location::Bucket { bucket, prefix } => {
-                let remote = self.bucket(bucket)?.remote(prefix, file.size, file.etag.clone())?;
+                let remote = self.bucket(bucket)?.remote(prefix, file.size, &file.version)?;
                 // An entity tag names content only at its place.
                 let endpoints = ["AWS_ENDPOINT", "AWS_ENDPOINT_URL"];
                 let endpoint = endpoints.iter().find_map(|name| self.settings.get(*name));
                 let endpoint = endpoint.map_or("", String::as_str);
                 let what = file.location.to_string();
-                let version = format!("{endpoint} {what} {}", file.version);
+                let version = format!("{endpoint} {what} {} {}", file.version, file.size);
                 self.download(file, what, version, None, remote).await?
             }
         };
@@ -497,7 +494,7 @@ impl Access {
                 let entries = files.into_iter().filter_map(|file| {
                     let path = below(&file.path).filter(|path| deep || !path.contains('/'))?;
                     let (size, sha256, version) = (file.size, file.sha256, file.oid);
-                    Some(Entry { path, size, sha256, version, etag: None })
+                    Some(Entry { path, size, sha256, version })
                 });
                 Ok(entries.collect())
             }
@@ -506,7 +503,7 @@ impl Access {
                 let files = blocking(move || folder::list(&path, deep)).await?;
                 let entries = files.into_iter().map(|file| {
                     let (path, size, version) = (file.path, file.size, file.version);
-                    Entry { path, size, sha256: None, version, etag: None }
+                    Entry { path, size, sha256: None, version }
                 });
                 Ok(entries.collect())
             }
@@ -514,7 +511,7 @@ impl Access {
                 let objects = self.bucket(bucket)?.list(prefix, deep).await?;
                 let entries = objects.into_iter().map(|object| {
                     let (path, size, version) = (object.path, object.size, object.version);
-                    Entry { path, size, sha256: None, version, etag: object.etag }
+                    Entry { path, size, sha256: None, version }
                 });
                 Ok(entries.collect())
             }

@@ -61,10 +61,21 @@ pub struct Object {
     pub path: String,
     /// Size in bytes.
     pub size: u64,
-    /// Changes with every write.
+    /// Changes with every write: its entity tag, or else its time.
     pub version: String,
-    /// For conditional reads.
-    pub etag: Option<String>,
+}
+
+/// Marks versions of objects without an entity tag.
+const WRITTEN: &str = "written ";
+
+/// The entity tag, or else the time.
+fn version(object: &ObjectMeta) -> String {
+    object.e_tag.clone().unwrap_or_else(|| written(object))
+}
+
+/// The time of the last write in seconds: answers have no finer one.
+fn written(object: &ObjectMeta) -> String {
+    format!("{WRITTEN}{}", object.last_modified.timestamp())
 }
 
 /// An opened bucket.
@@ -123,11 +134,7 @@ impl Bucket {
                     "" => key.as_str(),
                     prefix => key.strip_prefix(prefix)?.strip_prefix('/')?,
                 };
-                let written = object.last_modified.timestamp_nanos_opt().unwrap_or_default();
-                let etag = object.e_tag.clone().unwrap_or_default();
-                let version = format!("{etag}:{}:{written}", object.size);
-                let path = path.to_owned();
-                Some(Object { path, size: object.size, version, etag: object.e_tag })
+                Some(Object { path: path.to_owned(), size: object.size, version: version(&object) })
             })
             .collect();
         objects.sort_by(|a, b| a.path.cmp(&b.path));
@@ -154,9 +161,14 @@ impl Bucket {
     ///
     /// # Errors
     /// [`Error::Location`] for a key that cannot be named.
-    pub fn remote(&self, key: &str, size: u64, etag: Option<String>) -> Result<RemoteObject> {
+    pub fn remote(&self, key: &str, size: u64, version: &str) -> Result<RemoteObject> {
         let (path, what) = (self.key(key)?, self.what(key));
-        Ok(RemoteObject { bucket: self.clone(), path, what, size, etag })
+        let (written, tag) = if version.starts_with(WRITTEN) {
+            (Some(version.to_owned()), None)
+        } else {
+            (None, Some(version.to_owned()))
+        };
+        Ok(RemoteObject { bucket: self.clone(), path, what, size, tag, written })
     }
 
     fn what(&self, key: &str) -> String {
@@ -201,13 +213,16 @@ pub struct RemoteObject {
     path: Path,
     what: String,
     size: u64,
-    etag: Option<String>,
+    /// Entity tag: the listed one, or else that of the first answer.
+    tag: Option<String>,
+    /// Time of the last write, where no tag was listed.
+    written: Option<String>,
 }
 
 impl Remote for RemoteObject {
     async fn open(&mut self, offset: u64) -> Result<Body, Fault> {
         let options = GetOptions {
-            if_match: self.etag.clone(),
+            if_match: self.tag.clone(),
             range: (offset > 0).then_some(GetRange::Offset(offset)),
             ..Default::default()
         };
@@ -218,16 +233,20 @@ impl Remote for RemoteObject {
         let changed = |expected: String, actual: String| {
             Fault::Final(Error::Changed { what: self.what.clone(), expected, actual })
         };
-        // Not every server heeds the condition.
-        if let (Some(listed), Some(now)) = (&self.etag, &object.meta.e_tag)
-            && listed != now
+        // Not every server heeds the condition, and some list no tags.
+        if let (Some(known), Some(now)) = (&self.tag, &object.meta.e_tag)
+            && known != now
         {
-            return Err(changed(listed.clone(), now.clone()));
+            return Err(changed(known.clone(), now.clone()));
+        }
+        if let Some(listed) = self.written.as_ref().filter(|at| **at != written(&object.meta)) {
+            return Err(changed(listed.clone(), written(&object.meta)));
         }
         if object.meta.size != self.size {
             let (listed, now) = (self.size, object.meta.size);
             return Err(changed(format!("{listed} bytes"), format!("{now} bytes")));
         }
+        self.tag = self.tag.take().or_else(|| object.meta.e_tag.clone());
         let start = object.range.start;
         Ok(Body { start, bytes: Bytestream::Object(object.into_stream()) })
     }

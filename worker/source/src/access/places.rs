@@ -78,7 +78,6 @@ pub(super) fn remote_file(folder: &Location, entry: &Entry) -> RemoteFile {
         size: entry.size,
         sha256: entry.sha256.clone(),
         version: entry.version.clone(),
-        etag: entry.etag.clone(),
     }
 }
 

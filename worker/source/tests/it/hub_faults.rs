@@ -78,8 +78,10 @@ async fn a_stalled_and_a_slow_download_arrive() {
     let case = case(Duration::from_secs(3)).await;
     case.server.fault("/stored/", Fault::Stall(200_000), 1);
     case.server.fault("/stored/", Fault::Slow(20_000), 1);
+    let begun = Instant::now();
     let fetched = case.fetch().await.unwrap();
     case.arrived(&fetched);
+    assert!(begun.elapsed() < Duration::from_secs(30), "the server would stall for a minute");
     assert_eq!(case.server.seen("/stored/").len(), 2);
 }
 
@@ -180,12 +182,14 @@ async fn endless_restarts_are_not_progress() {
 #[tokio::test]
 async fn a_file_that_was_replaced_is_not_taken_for_the_listed_one() {
     let case = case(PATIENCE).await;
+    let (weights, config) = (&case.files[..1], &case.files[1..]);
     case.server.fault("/resolve/main/model", Fault::Moved, 1);
-    let error = case.fetch().await.unwrap_err();
+    let error = case.access.fetch(&case.place, weights).await.unwrap_err();
     assert!(matches!(error, Error::Changed { .. }) && error.class() == FailureClass::Transient);
     assert_eq!(case.server.seen("/stored/").len(), 0, "it is known before it is downloaded");
     case.server.file("lab/m", "main", "config.json", b"{\"n_layer\": 24}", false);
-    assert!(matches!(case.fetch().await.unwrap_err(), Error::Changed { .. }));
+    let error = case.access.fetch(&case.place, config).await.unwrap_err();
+    assert!(matches!(error, Error::Changed { .. }), "{error}");
 }
 
 /// Small files have no sha256 in the listing; their git id is as good.
