@@ -319,10 +319,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_worker_ends_with_us_and_gets_allocator_settings() {
+    async fn a_worker_stands_apart_ends_with_us_and_gets_allocator_settings() {
         let dir = tempfile::tempdir().unwrap();
-        let body = "echo \"$@\" > \"$5/arguments\"\nenv > \"$5/environment\"\ncat > /dev/null\n\
-                    touch \"$5/gone\"";
+        let body = "echo \"$@\" > \"$5/arguments\"\n\
+                    echo $$ `cut -d' ' -f5 /proc/$$/stat` > \"$5/group\"\n\
+                    env > \"$5/environment\"\ncat > /dev/null\ntouch \"$5/gone\"";
         let worker = Some(script(dir.path(), "worker-program", body));
         let programs = Programs { coordinator: None, worker };
         let folder = dir.path().join("worker");
@@ -337,6 +338,10 @@ mod tests {
             let value = std::env::var(name).unwrap_or_else(|_| value.to_owned());
             assert!(written().lines().any(|line| line == format!("{name}={value}")), "{name}");
         }
+        // Ctrl-C in our terminal is not for it.
+        let group = fs::read_to_string(folder.join("group")).unwrap();
+        let (own, group) = group.trim().split_once(' ').unwrap();
+        assert_eq!(own, group, "it leads a process group");
         // As the kernel does when this process is killed: the pipe is closed, no signal is sent.
         let mut daemon = std::mem::ManuallyDrop::new(daemon);
         daemon._stdin = None;

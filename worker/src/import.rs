@@ -148,7 +148,7 @@ fn options(mut options: pb::ImportOptions, location: &str) -> pb::ImportOptions 
     if let Some(model) = known {
         options.prepend_bos = options.prepend_bos.or(Some(model.prepend_bos));
         if options.tokenizer.is_empty()
-            && let Some(repo) = model.tokenizer.as_deref()
+            && let Some(repo) = model.tokenizer
         {
             options.tokenizer = format!("hub:{repo}@main");
         }
