@@ -56,7 +56,11 @@ pub struct Daemon {
     child: Child,
     log: PathBuf,
     /// Never written to; closing it tells the daemon that we are gone.
-    _stdin: Option<ChildStdin>,
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "held open: what we started ends when it closes")
+    )]
+    stdin: Option<ChildStdin>,
     /// Kept open, so that a late line on standard output does not end the daemon.
     stdout: Option<BufReader<ChildStdout>>,
 }
@@ -113,7 +117,7 @@ impl Daemon {
         })?;
         let stdin = child.stdin.take();
         let stdout = child.stdout.take().map(BufReader::new);
-        Ok(Self { name, child, log, _stdin: stdin, stdout })
+        Ok(Self { name, child, log, stdin, stdout })
     }
 
     async fn first_line(&mut self) -> Result<String> {
@@ -344,7 +348,7 @@ mod tests {
         assert_eq!(own, group, "it leads a process group");
         // As the kernel does when this process is killed: the pipe is closed, no signal is sent.
         let mut daemon = std::mem::ManuallyDrop::new(daemon);
-        daemon._stdin = None;
+        drop(daemon.stdin.take());
         assert!(wait_until(Duration::from_secs(10), || folder.join("gone").exists()).await);
         assert!(daemon.wait().await.unwrap().success());
     }

@@ -249,7 +249,7 @@ fn imported_models_are_decoded_with_their_settings() {
         assert!(lines.iter().any(|line| line.contains(expected)), "{lines:?}");
     };
     refuse(json!({ "path": "a", "hub": "b" }), "exactly one of");
-    refuse(json!({ "path": "a", "dtype": "flaot32" }), "`dtype` must be one of");
+    refuse(json!({ "path": "a", "dtype": "float99" }), "`dtype` must be one of");
     refuse(json!({ "path": "a", "processing": "fold" }), "unknown processing `fold`");
     refuse(json!({ "path": "" }), "expected a text");
     refuse(json!({ "train": { "recipe": "r" }, "dtype": "float32" }), "is trained here");

@@ -9,7 +9,7 @@ use sweep_lab::{
     AnalyseJob, AnyExperiment, CheckpointPlan, Checkpoints, Class, EXPERIMENTS, FileIdentity,
     MemorySink, Result, SeriesTable, StoredTensors, Subject, TrajectoryInput, analyse,
     lens::{
-        ActFn, Config, Device, Kind, Normalization, Positional, Tensor, Transformer, Weights,
+        ActFn, Config, Device, Kind, Normalization, Tensor, Transformer, Weights,
         checkpoint::{self, Checkpoint},
         tensor_file,
     },
