@@ -1,7 +1,7 @@
 # Each target is what a person would type. `make demo` and `make test` need nothing else before them.
-.PHONY: demo build test setup catalog lint bench clean
+.PHONY: demo build test setup catalog lint bench-load clean
 
-SWEEP = target/release/sweep
+SWEEP = $(or $(CARGO_TARGET_DIR),target)/release/sweep
 
 demo: build ## Train, analyse and plot a grokking sweep (about 5 minutes on two cores)
 	$(SWEEP) local deploy/examples/grokking.yaml
@@ -22,3 +22,15 @@ catalog: setup ## Rewrites the embedded catalogue after an experiment or recipe 
 lint: setup
 	cargo fmt --all
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+# Another interpreter with torch, transformers and transformer_lens: make bench-load BENCH_PYTHON=...
+BENCH_PYTHON ?= .bench/venv/bin/python
+LOAD_SPEED = $(or $(CARGO_TARGET_DIR),target)/release/examples/load_speed
+
+bench-load: setup $(BENCH_PYTHON) ## Loading of a checkpoint beside cp, transformers and TransformerLens
+	cargo build --release -p sweep-lens --example load_speed --locked
+	$(BENCH_PYTHON) tests/bench/load.py .bench/gpt2-small $(LOAD_SPEED)
+
+.bench/venv/bin/python:
+	python3 -m venv .bench/venv
+	.bench/venv/bin/pip install --quiet torch==2.11.0 transformer_lens==4.3.0

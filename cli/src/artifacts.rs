@@ -14,12 +14,10 @@ use std::{
 };
 
 use futures::StreamExt;
-use object_store::{
-    ObjectStore, ObjectStoreExt, aws::AmazonS3Builder, local::LocalFileSystem,
-    path::Path as ObjectPath,
-};
+use object_store::{ObjectStore, ObjectStoreExt, local::LocalFileSystem, path::Path as ObjectPath};
 use sha2::{Digest, Sha256};
 use sweep_proto::{id::hex, pb};
+use sweep_source::store::open_bucket;
 
 use crate::{
     error::{CommandError, ErrorKind, Result, file_error},
@@ -128,19 +126,8 @@ impl ArtifactStore {
             )));
         };
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-        let mut builder = AmazonS3Builder::new().with_bucket_name(bucket);
-        for (name, value) in settings {
-            if let Ok(key) = name.to_ascii_lowercase().parse() {
-                builder = builder.with_config(key, value);
-            }
-        }
-        let plain_http = settings.iter().any(|(name, url)| {
-            name.to_uppercase().contains("ENDPOINT") && url.starts_with("http://")
-        });
-        if plain_http {
-            builder = builder.with_allow_http(true);
-        }
-        let store = builder.build().map_err(fail)?;
+        let retry = object_store::RetryConfig::default();
+        let store = open_bucket(bucket, settings, retry).map_err(fail)?;
         Ok(Self::new(Arc::new(store), prefix, root))
     }
 

@@ -90,7 +90,7 @@ Exit codes:
    2  wrong usage, or a problem in the sweep file
    3  not found
    5  not allowed
-   6  coordinator unreachable
+   6  coordinator, hub or bucket unreachable
   10  the sweep ended with failed tasks
   11  the sweep was cancelled";
 

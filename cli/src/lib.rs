@@ -3,7 +3,8 @@
 //! # Layout
 //! - [`app`]: the command line; [`commands`]: one file per verb.
 //! - [`connect`], [`daemon`]: which coordinator, and the processes that `sweep` starts by itself.
-//! - [`spec_file`]: sweep files with problems at line and column.
+//! - [`spec_file`]: sweep files with problems at line and column. [`sources`]: where checkpoints
+//!   come from.
 //! - [`series`], [`export`]: metric values, tidy files. [`figures`], [`chart`]: plots.
 //! - [`artifacts`]: verified downloads. [`progress`]: live displays.
 //! - [`output`], [`table`], [`format`](mod@format), [`error`]: what people and scripts see.
@@ -21,8 +22,10 @@ pub mod error;
 pub mod export;
 pub mod figures;
 pub mod format;
+pub mod imports;
 pub mod output;
 pub mod progress;
 pub mod series;
+pub mod sources;
 pub mod spec_file;
 pub mod table;

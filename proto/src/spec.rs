@@ -8,9 +8,12 @@
 mod check;
 mod decode;
 pub mod expand;
+mod import;
 
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
+
+pub use import::{DTYPES, Import, Listing, PROCESSING};
 
 /// A researcher's request: models × checkpoints × experiments.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,6 +44,8 @@ pub const DEFAULT_MAX_ATTEMPTS: u32 = 3;
 pub struct ModelSpec {
     /// Where its checkpoints come from.
     pub source: ModelSource,
+    /// How they are read, if this system did not train them.
+    pub import: Import,
     /// Which of them.
     pub checkpoints: Option<CheckpointSelection>,
 }
@@ -59,20 +64,10 @@ pub enum ModelSource {
     },
     /// A model of the catalogue, by name.
     Named(String),
-    /// A repository on a model hub.
-    Hub {
-        /// `owner/name`.
-        repo: String,
-    },
-    /// A folder or bucket prefix.
-    Path {
-        /// Local folder, `file://` or `s3://` URL.
-        url: String,
-        /// Model family; read from the files when absent.
-        family: Option<String>,
-        /// Label instead of the folder's name.
-        name: Option<String>,
-    },
+    /// A repository on a model hub: `owner/name`, or `owner/name@revision` for a single checkpoint.
+    Hub(String),
+    /// Local folder, `file://` or `s3://` URL.
+    Path(String),
 }
 
 /// Which checkpoints of a model.
@@ -185,12 +180,13 @@ impl ModelSpec {
             ModelSource::Train { recipe, params, seeds } => {
                 json!({ "train": { "recipe": recipe, "params": params, "seeds": seeds } })
             }
-            ModelSource::Named(name) => json!({ "name": name }),
-            ModelSource::Hub { repo } => json!({ "hub": repo }),
-            ModelSource::Path { url, family, name } => {
-                json!({ "path": url, "family": family, "name": name })
-            }
+            ModelSource::Named(name) => json!({ "model": name }),
+            ModelSource::Hub(repo) => json!({ "hub": repo }),
+            ModelSource::Path(url) => json!({ "path": url }),
         };
+        if let Value::Object(object) = &mut object {
+            self.import.add_to(object);
+        }
         object["checkpoints"] = match &self.checkpoints {
             None => Value::Null,
             Some(CheckpointSelection::All) => json!("all"),

@@ -43,7 +43,7 @@ async fn the_failure_names_file_and_tensor_and_other_checkpoints_are_analysed() 
         let task = tasks.iter().find(|(label, _)| label.contains(&part)).unwrap().1;
         task.failures.last().unwrap().message.clone()
     };
-    for (step, word) in [(0, "tensor"), (500, "tensor")] {
+    for (step, word) in [(0, "tensor `"), (500, "truncated")] {
         let message = message(step);
         assert!(message.contains(&format!("step{step}/model.safetensors")), "{message}");
         assert!(message.contains(word), "{message}");

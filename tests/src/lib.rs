@@ -4,6 +4,8 @@
 //!
 //! Nothing here is a fake: sockets, files, processes and signals are the real ones.
 
+pub mod published;
+
 use std::{
     collections::BTreeMap,
     fs::{self, File},
@@ -56,6 +58,11 @@ impl Process {
             .spawn()
             .with_context(|| format!("start {command:?}"))?;
         Ok(Self { child, log: log.to_owned() })
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends a signal by name (`KILL`, `STOP`, `CONT`, `TERM`).

@@ -87,6 +87,7 @@ fn cli_coordinator_and_proto_do_not_depend_on_libtorch_or_each_other() {
         ("sweep-coordinator", &["tch ", "torch-sys ", "sweep-lens ", "object_store "][..]),
         ("sweep-proto", &["tch ", "sled ", "object_store "][..]),
         ("sweep-lab", &["tokio ", "tonic ", "object_store ", "reqwest "][..]),
+        ("sweep-source", &["tch ", "torch-sys ", "sweep-lens ", "sled "][..]),
         ("sweep-worker", &["sled "][..]),
     ] {
         let arguments = ["tree", "--locked", "-p", package, "-e", "normal", "--prefix", "none"];

@@ -1,23 +1,27 @@
-//! The life of a worker process: register, take work in every lane, drain on SIGTERM, leave.
+//! The life of a worker process: register, take work in every lane, drain on SIGTERM (or, if asked
+//! for, when whoever started it is gone), leave.
 
 use std::{
     collections::BTreeMap,
+    io,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::Context;
 use sweep_proto::pb::{self, lease::Work};
+use sweep_source::{Access, Cache};
 use tokio::{
+    io::AsyncReadExt,
     runtime::Handle,
     signal::unix::{SignalKind, signal},
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     artifacts::ArtifactStore,
-    cache::Cache,
     catalog::catalog,
     config::RunConfig,
     deliver::{Outlet, Provenance},
@@ -34,10 +38,14 @@ const ACQUIRE_WAIT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(500);
 /// Checkpoint hashes named in a request for work.
 const RESIDENT: usize = 256;
+/// How long an orphan goes on draining.
+const ORPHAN_DRAIN: Duration = Duration::from_secs(5);
 /// The version of the libtorch that tch 0.24 binds.
 const LIBTORCH: &str = "2.11.0";
+/// The version of this program.
+const CODE: &str = env!("CARGO_PKG_VERSION");
 
-/// Runs a worker until it is told to leave. `settings` are the environment's `AWS_*` variables.
+/// Runs a worker until it is told to leave. `settings` are those of [`sweep_source::settings`].
 ///
 /// # Errors
 /// When the device, cache, coordinator or artifact store cannot be used at all.
@@ -45,44 +53,18 @@ pub async fn run(config: RunConfig, settings: BTreeMap<String, String>) -> anyho
     let device = sweep_lens::device::parse(&config.device)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as u32;
     let (slots, threads) = config.lanes(cores, device != sweep_lens::Device::Cpu);
-    let instance = instance_id()?;
-    let name = match &config.name {
-        Some(name) => name.clone(),
-        None => default_name(&config),
+    let orphaned = if config.exit_when_orphaned { orphaned() } else { CancellationToken::new() };
+    let outlet = tokio::select! {
+        outlet = join(&config, &settings, device, slots) => outlet?,
+        () = orphaned.cancelled() => return Ok(()),
     };
-    let spool_folder = config.cache.join("spool");
-    let spool = Spool::open(&spool_folder, config.spool_bytes, config.patience)
-        .with_context(|| format!("open the metric spool in {}", spool_folder.display()))?;
-    let cache = Cache::open(&config.cache.join("checkpoints"), config.cache_bytes)
-        .with_context(|| format!("open the checkpoint cache in {}", config.cache.display()))?;
-    let ca = match &config.tls_ca {
-        Some(path) => {
-            Some(std::fs::read(path).with_context(|| format!("read {}", path.display()))?)
-        }
-        None => None,
-    };
-    let code_version = env!("CARGO_PKG_VERSION").to_owned();
-    let request = pb::RegisterRequest {
-        instance,
-        name,
-        catalog: Some(catalog(device)),
-        device: config.device.clone(),
-        slots,
-        memory_bytes: 0,
-        code_version: code_version.clone(),
-        libtorch_version: LIBTORCH.to_owned(),
-    };
-    let session = Session::start(&config.coordinator, ca.as_deref(), request, spool, cache).await?;
-    let session = Arc::new(session);
-    let root = config.artifacts.clone().unwrap_or_else(|| session.registration().artifact_root);
-    let store = ArtifactStore::open(&root, &settings, config.patience)?;
+    let session = Arc::clone(&outlet.session);
     heartbeat::spawn(Arc::clone(&session)).context("start the heartbeat thread")?;
 
-    let outlet = Outlet { session: Arc::clone(&session), store, runtime: Handle::current() };
     let provenance: Provenance = [
         ("device".to_owned(), config.device.clone()),
         ("libtorch".to_owned(), LIBTORCH.to_owned()),
-        ("code".to_owned(), code_version),
+        ("code".to_owned(), CODE.to_owned()),
         ("threads".to_owned(), threads.to_string()),
     ]
     .into();
@@ -103,6 +85,7 @@ pub async fn run(config: RunConfig, settings: BTreeMap<String, String>) -> anyho
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        () = orphaned.cancelled() => {}
         () = session.broken() => broken = true,
         _ = tasks.join_next() => anyhow::bail!("a lane died; restart this worker"),
     }
@@ -113,6 +96,7 @@ pub async fn run(config: RunConfig, settings: BTreeMap<String, String>) -> anyho
         done = tokio::time::timeout(config.drain_timeout, drain(&session, tasks)) => done.is_ok(),
         _ = terminate.recv() => false,
         _ = interrupt.recv() => false,
+        () = nobody_waits(&orphaned) => false,
     };
     if !drained {
         tracing::warn!("left before everything was finished; the coordinator gives the rest away");
@@ -122,6 +106,92 @@ pub async fn run(config: RunConfig, settings: BTreeMap<String, String>) -> anyho
     let _ = tokio::time::timeout(Duration::from_secs(2), session.workers().leave(leave)).await;
     anyhow::ensure!(!broken, "device {} is unusable until this worker is restarted", config.device);
     Ok(())
+}
+
+/// Opens the folders, the connection and the object store; returns when the coordinator has answered.
+async fn join(
+    config: &RunConfig,
+    settings: &BTreeMap<String, String>,
+    device: sweep_lens::Device,
+    slots: u32,
+) -> anyhow::Result<Outlet> {
+    let spool = open_spool(config).await?;
+    let cache = Cache::open(&config.cache.join("checkpoints"), config.cache_bytes)
+        .with_context(|| format!("open the checkpoint cache in {}", config.cache.display()))?;
+    let cache = Arc::new(cache);
+    let access = Access::new(settings.clone(), Some(Arc::clone(&cache)), config.patience)
+        .context("set up access to hub and buckets")?;
+    let ca = match &config.tls_ca {
+        Some(path) => {
+            Some(std::fs::read(path).with_context(|| format!("read {}", path.display()))?)
+        }
+        None => None,
+    };
+    let request = pb::RegisterRequest {
+        instance: instance_id()?,
+        name: config.name.clone().unwrap_or_else(|| default_name(config)),
+        catalog: Some(catalog(device)),
+        device: config.device.clone(),
+        slots,
+        memory_bytes: 0,
+        code_version: CODE.to_owned(),
+        libtorch_version: LIBTORCH.to_owned(),
+    };
+    let session = Session::start(&config.coordinator, ca.as_deref(), request, spool, cache).await?;
+    let root = config.artifacts.clone().unwrap_or_else(|| session.registration().artifact_root);
+    let store = ArtifactStore::open(&root, settings, config.patience)?;
+    Ok(Outlet {
+        session: Arc::new(session),
+        store,
+        access: Arc::new(access),
+        memory_bytes: config.memory_bytes,
+        runtime: Handle::current(),
+    })
+}
+
+/// The spool below the cache folder; waits for a worker that is just leaving it.
+async fn open_spool(config: &RunConfig) -> anyhow::Result<Spool> {
+    let folder = config.cache.join("spool");
+    let begun = Instant::now();
+    let mut warned = false;
+    loop {
+        match Spool::open(&folder, config.spool_bytes, config.patience) {
+            Err(error)
+                if error.kind() == io::ErrorKind::WouldBlock
+                    && begun.elapsed() < config.drain_timeout =>
+            {
+                if !std::mem::replace(&mut warned, true) {
+                    let cache = config.cache.display();
+                    tracing::warn!(%cache, "another worker uses this cache, waiting for its end");
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+            opened => {
+                return opened
+                    .with_context(|| format!("open the metric spool in {}", folder.display()));
+            }
+        }
+    }
+}
+
+/// Cancelled when standard input has ended.
+fn orphaned() -> CancellationToken {
+    let token = CancellationToken::new();
+    let ended = token.clone();
+    tokio::spawn(async move {
+        let mut stdin = tokio::io::stdin();
+        let mut buffer = [0; 256];
+        while matches!(stdin.read(&mut buffer).await, Ok(1..)) {}
+        tracing::info!("whoever started this worker is gone");
+        ended.cancel();
+    });
+    token
+}
+
+/// Returns a while after `orphaned`: its coordinator may have gone as well and take nothing more.
+async fn nobody_waits(orphaned: &CancellationToken) {
+    orphaned.cancelled().await;
+    tokio::time::sleep(ORPHAN_DRAIN).await;
 }
 
 /// Waits until every lane has stopped and everything they produced is acknowledged.
@@ -199,6 +269,7 @@ fn kind(work: &Work) -> &'static str {
         Work::Train(_) => "train",
         Work::Analyse(_) => "analyse",
         Work::Trajectory(_) => "trajectory",
+        Work::Import(_) => "import",
     }
 }
 
@@ -207,6 +278,7 @@ fn task_keys(work: &Work) -> Vec<pb::TaskKey> {
         Work::Train(work) => work.seeds.iter().filter_map(|seed| seed.task.clone()).collect(),
         Work::Analyse(work) => work.tasks.iter().filter_map(|task| task.task.clone()).collect(),
         Work::Trajectory(work) => work.task.iter().cloned().collect(),
+        Work::Import(work) => work.task.iter().cloned().collect(),
     }
 }
 

@@ -3,17 +3,17 @@
 use std::sync::Arc;
 
 use sweep_lab::{AnalyseJob, Inputs, Subject};
-use sweep_lens::{Device, Transformer, checkpoint::Checkpoint};
+use sweep_lens::Device;
 use sweep_proto::{
     id::{FailureClass, failure},
     pb::{self, record::Body},
 };
 
 use crate::{
-    artifacts::StoreError,
     deliver::{Outlet, Provenance, Task, TaskSink},
-    failure::{of_lab, of_store},
+    failure::of_lab,
     leases::HeldLease,
+    loading::Loaded,
 };
 
 /// Runs an analysis lease to its end; every task ends with a record.
@@ -36,7 +36,10 @@ pub fn run(
             Err(failure) => task.end(Body::Failed(failure)),
         }
     }
-    let loaded = match Loaded::new(outlet, work, device) {
+    let wanted = work.checkpoint.clone().unwrap_or_default();
+    let loaded = Loaded::new(outlet, &wanted, device)
+        .and_then(|loaded| loaded.model().map(|model| (loaded, model)));
+    let (loaded, model) = match loaded {
         Ok(loaded) => loaded,
         Err(failure) => {
             for job in jobs {
@@ -51,17 +54,14 @@ pub fn run(
     let init = reference(outlet, work.init.as_ref().filter(|_| wants_init), device);
     let previous = reference(outlet, work.previous.as_ref().filter(|_| wants_previous), device);
     let mut provenance = provenance.clone();
-    let checkpoint = work.checkpoint.clone().unwrap_or_default();
-    provenance.insert("weights_hash".to_owned(), checkpoint.weights_hash);
-    let (first, before) = (init.as_ref().ok(), previous.as_ref().ok());
+    loaded.add_to(&mut provenance);
+    let first = init.as_ref().ok().and_then(Option::as_ref);
+    let before = previous.as_ref().ok().and_then(Option::as_ref);
     let subject = Subject {
-        checkpoint: &loaded.checkpoint,
-        model: &loaded.model,
-        init: first.and_then(|init| init.as_ref()).map(|init| &init.weights),
-        previous: before
-            .and_then(|previous| previous.as_ref())
-            .map(|previous| (previous.step, &previous.weights)),
-        device,
+        init: first.map(|init| &init.checkpoint.weights),
+        previous: before.map(|before| (before.checkpoint.step, &before.checkpoint.weights)),
+        previous_stored: before.map(Loaded::stored),
+        ..loaded.subject(&model, device)
     };
     jobs.retain(|job| {
         let problem = init.as_ref().err().filter(|_| job.init);
@@ -113,53 +113,10 @@ impl Job {
     }
 }
 
-/// The checkpoint of the bundle, as a model.
-struct Loaded {
-    checkpoint: Checkpoint,
-    model: Transformer,
-}
-
-impl Loaded {
-    fn new(outlet: &Outlet, work: &pb::AnalyseWork, device: Device) -> Result<Self, pb::Failure> {
-        let missing = || failure(FailureClass::Permanent, "analysis without a checkpoint");
-        let wanted = work.checkpoint.as_ref().ok_or_else(missing)?;
-        let checkpoint = load(outlet, wanted, device)?;
-        let weights = checkpoint.weights.shallow_clone();
-        let model = Transformer::new(checkpoint.config.clone(), weights);
-        let model = model.map_err(|error| of_lab(&error.into()))?;
-        Ok(Self { checkpoint, model })
-    }
-}
-
 fn reference(
     outlet: &Outlet,
     wanted: Option<&pb::Checkpoint>,
     device: Device,
-) -> Result<Option<Checkpoint>, pb::Failure> {
-    wanted.map(|wanted| load(outlet, wanted, device)).transpose()
-}
-
-/// A checkpoint from the cache, or else from the object store, on `device`.
-///
-/// # Errors
-/// The failure to report: missing, corrupt (file and tensor named), or a store that keeps failing.
-pub fn load(
-    outlet: &Outlet,
-    wanted: &pb::Checkpoint,
-    device: Device,
-) -> Result<Checkpoint, pb::Failure> {
-    let missing = || StoreError::Missing { key: format!("checkpoint of step {}", wanted.step) };
-    let blob = wanted.file.as_ref().ok_or_else(|| of_store(&missing()))?;
-    let bytes = if let Some(bytes) = outlet.session.cache.get(&blob.sha256) {
-        bytes
-    } else {
-        let fetched = outlet.runtime.block_on(outlet.store.get(blob));
-        let bytes = fetched.map_err(|error| of_store(&error))?.to_vec();
-        outlet.session.cache.put(&blob.sha256, &bytes);
-        bytes
-    };
-    let checkpoint = sweep_lens::checkpoint::decode(&blob.key, &bytes);
-    let mut checkpoint = checkpoint.map_err(|error| of_lab(&error.into()))?;
-    checkpoint.weights = checkpoint.weights.to_device(device);
-    Ok(checkpoint)
+) -> Result<Option<Loaded>, pb::Failure> {
+    wanted.map(|wanted| Loaded::new(outlet, wanted, device)).transpose()
 }

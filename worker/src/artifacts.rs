@@ -7,11 +7,10 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use object_store::{ObjectStore, ObjectStoreExt, PutPayload, RetryConfig, path::Path};
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload, path::Path};
 use sweep_proto::pb;
+use sweep_source::{cache::sha256, store};
 use tokio::time::Instant;
-
-use crate::cache::sha256;
 
 /// First pause after a failure; doubles up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_millis(200);
@@ -84,22 +83,9 @@ impl ArtifactStore {
             return Err(fail("expected a file:// or s3:// URL".to_owned()));
         };
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-        let mut builder = object_store::aws::AmazonS3Builder::new().with_bucket_name(bucket);
-        for (name, value) in settings {
-            let Ok(key) = name.to_ascii_lowercase().parse() else { continue };
-            builder = builder.with_config(key, value);
-        }
-        let endpoint = settings.iter().find(|(name, _)| name.to_uppercase().contains("ENDPOINT"));
-        if endpoint.is_some_and(|(_, url)| url.starts_with("http://")) {
-            builder = builder.with_allow_http(true);
-        }
         // Long outages are ridden out here, where the patience is known.
-        let retry = RetryConfig {
-            max_retries: 2,
-            retry_timeout: Duration::from_secs(10),
-            ..RetryConfig::default()
-        };
-        let store = builder.with_retry(retry).build().map_err(|error| fail(error.to_string()))?;
+        let store = store::open_bucket(bucket, settings, store::short_retries())
+            .map_err(|error| fail(error.to_string()))?;
         Ok(Self { store: Arc::new(store), prefix: Path::from(prefix), patience })
     }
 
@@ -176,5 +162,64 @@ impl ArtifactStore {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store(folder: &std::path::Path, patience: u64) -> ArtifactStore {
+        let url = format!("file://{}", folder.display());
+        ArtifactStore::open(&url, &BTreeMap::new(), Duration::from_secs(patience)).unwrap()
+    }
+
+    fn refused() -> object_store::Error {
+        object_store::Error::NotImplemented { operation: "a".into(), implementer: "b".into() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failing_store_is_asked_ever_more_rarely_and_not_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path(), 600);
+        let mut times = Vec::new();
+        let answer: Result<(), _> = store
+            .retrying("key", async || {
+                times.push(Instant::now());
+                Err(refused())
+            })
+            .await;
+        let error = answer.unwrap_err();
+        assert!(matches!(&error, StoreError::Failed { key, .. } if key == "key"), "{error}");
+        let pauses: Vec<Duration> =
+            times.windows(2).map(|pair| pair[1].duration_since(pair[0])).collect();
+        let doubling = |pair: &[Duration]| pair[1] == (pair[0] * 2).min(PAUSE_MAX);
+        assert!(pauses[0] == PAUSE && pauses.windows(2).all(doubling), "{pauses:?}");
+        let took = times[0].elapsed();
+        assert!(took <= store.patience && took + PAUSE_MAX > store.patience, "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_hangs_is_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path(), 600);
+        let mut tries = 0;
+        let answer = store
+            .retrying("key", async || {
+                tries += 1;
+                if tries < 3 { std::future::pending().await } else { Ok(tries) }
+            })
+            .await;
+        assert_eq!(answer.unwrap(), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_there_is_not_asked_for_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let blob = pb::Blob { key: "v1/none".into(), ..Default::default() };
+        let begun = Instant::now();
+        let error = store(folder.path(), 600).get(&blob).await.unwrap_err();
+        assert!(matches!(error, StoreError::Missing { .. }), "{error}");
+        assert_eq!(begun.elapsed(), Duration::ZERO);
     }
 }

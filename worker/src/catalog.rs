@@ -1,7 +1,8 @@
 //! What this build can run, read off the lab's registries.
 
 use sweep_lab::{
-    AnyExperiment, AnyRecipe, Card, EXPERIMENTS, FigureKind, ParamDef, RECIPES, lens::Device,
+    AnyExperiment, AnyRecipe, Card, EXPERIMENTS, FigureKind, Inputs, ParamDef, ParamKind, RECIPES,
+    lens::Device,
 };
 use sweep_proto::pb;
 
@@ -29,6 +30,7 @@ pub fn catalog(device: Device) -> pb::Catalog {
             params: params(card.params),
             metrics: metrics(card),
             figures: figures(card),
+            reads: reads(*experiment),
         }
     });
     let recipes = RECIPES.iter().map(|recipe| {
@@ -57,8 +59,21 @@ fn params(defs: &[ParamDef]) -> Vec<pb::Param> {
             max: param.max,
             choices: param.choices.iter().map(|&choice| choice.to_owned()).collect(),
             doc: param.doc.to_owned(),
+            group: param.group.unwrap_or_default().to_owned(),
         })
         .collect()
+}
+
+/// Series that the experiment reads whatever its parameters.
+fn reads(experiment: &dyn AnyExperiment) -> Vec<String> {
+    let defaults = experiment.default_params();
+    // Parameters that have to be given have no defaults to ask with; such experiments name their series.
+    let Ok(Inputs::Series(names)) = experiment.inputs(&defaults) else { return Vec::new() };
+    let is_param = |name: &String| {
+        let mut params = experiment.card().params.iter();
+        params.any(|param| param.kind == ParamKind::Metric && defaults[param.name] == **name)
+    };
+    names.into_iter().filter(|name| !is_param(name)).collect()
 }
 
 fn metrics(card: &Card) -> Vec<pb::Metric> {

@@ -37,6 +37,9 @@ pub struct RunConfig {
     /// Bound of the checkpoint cache.
     #[arg(long, default_value = "50GiB", value_parser = bytes)]
     pub cache_bytes: u64,
+    /// Memory that the weights of one checkpoint may take [default: what the machine has free].
+    #[arg(long, value_parser = bytes)]
+    pub memory_bytes: Option<u64>,
     /// Device: cpu, cuda (the first GPU) or cuda:N.
     #[arg(long, env = "SWEEP_DEVICE", default_value = "cpu")]
     pub device: String,
@@ -59,6 +62,9 @@ pub struct RunConfig {
     /// How long SIGTERM waits for running work and for the spool.
     #[arg(long, default_value = "60s", value_parser = duration)]
     pub drain_timeout: Duration,
+    /// Also drain and leave when standard input ends, that is, when whoever started this is gone.
+    #[arg(long)]
+    pub exit_when_orphaned: bool,
     /// Name in `sweep workers` [default: host name and cache folder].
     #[arg(long, env = "SWEEP_WORKER_NAME")]
     pub name: Option<String>,

@@ -16,6 +16,7 @@ use sweep_proto::{
     id::{Attempt, ProtocolError, TaskKey, artifact_key},
     pb::{self, record::Body},
 };
+use sweep_source::Access;
 use tokio::runtime::Handle;
 
 use crate::{
@@ -78,6 +79,10 @@ pub struct Outlet {
     pub session: Arc<Session>,
     /// Artifacts.
     pub store: ArtifactStore,
+    /// Checkpoints that this system did not train.
+    pub access: Arc<Access>,
+    /// Memory that weights may take, if that is not for the machine to say.
+    pub memory_bytes: Option<u64>,
     /// For uploads from the lane's thread.
     pub runtime: Handle,
 }
@@ -107,11 +112,11 @@ impl Task {
         &self.lease
     }
 
-    /// Spools a record; waits while the spool is full.
+    /// Spools a record; waits while the spool is full. Returns its place in the spool.
     ///
     /// # Errors
     /// When the spool stays full.
-    pub fn record(&self, body: Body) -> Result<(), DeliverError> {
+    pub fn record(&self, body: Body) -> Result<u64, DeliverError> {
         Ok(self.session.spool.append(&self.lease.record(&self.key, body))?)
     }
 
@@ -122,7 +127,8 @@ impl Task {
     pub fn log(&self, level: &str, text: impl Into<String>) -> Result<(), DeliverError> {
         let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let time = since_epoch.map_or(0, |elapsed| elapsed.as_millis() as u64);
-        self.record(Body::Log(pb::LogEntry { time, level: level.to_owned(), text: text.into() }))
+        self.record(Body::Log(pb::LogEntry { time, level: level.to_owned(), text: text.into() }))?;
+        Ok(())
     }
 
     /// Spools the end of the task. Never refused.

@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     analyse,
     deliver::{Outlet, Provenance},
+    import,
     leases::HeldLease,
     train, trajectory,
 };
@@ -50,6 +51,9 @@ impl Lane {
                     }
                     pb::lease::Work::Analyse(work) => {
                         analyse::run(&outlet, &lease, work, device, &provenance);
+                    }
+                    pb::lease::Work::Import(work) => {
+                        import::run(&outlet, &lease, work, &provenance);
                     }
                     pb::lease::Work::Trajectory(work) => {
                         trajectory::run(&outlet, &lease, work, device, &provenance);

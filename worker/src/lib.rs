@@ -7,9 +7,10 @@
 //! - [`heartbeat`]: renewals from a thread of their own. [`reporter`]: spool → coordinator.
 //! - [`spool`]: results on disk until they are acknowledged.
 //! - [`lane`]: a slot: one OS thread that owns its models and runs one lease at a time.
-//! - [`train`], [`analyse`], [`trajectory`]: the three kinds of work, each a lease in, records out.
+//! - [`train`], [`import`], [`analyse`], [`trajectory`]: the kinds of work, each a lease in, records
+//!   out. [`loading`]: a checkpoint onto the device. [`memory`]: what may be allocated.
 //! - [`deliver`]: sinks that turn what the lab emits into records and uploads.
-//! - [`artifacts`]: the object store. [`cache`]: checkpoint files by content.
+//! - [`artifacts`]: the object store.
 //! - [`catalog`]: what this build can run. [`failure`]: errors → what the scheduler acts on.
 //!
 //! # Invariants
@@ -21,14 +22,16 @@
 pub mod agent;
 pub mod analyse;
 pub mod artifacts;
-pub mod cache;
 pub mod catalog;
 pub mod config;
 pub mod deliver;
 pub mod failure;
 pub mod heartbeat;
+pub mod import;
 pub mod lane;
 pub mod leases;
+pub mod loading;
+pub mod memory;
 pub mod reporter;
 pub mod session;
 pub mod spool;

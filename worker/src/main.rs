@@ -28,7 +28,7 @@ fn main() -> ExitCode {
             }
             // object_store and tonic share rustls; one provider for both.
             let _ = rustls::crypto::ring::default_provider().install_default();
-            let settings = std::env::vars().filter(|(name, _)| name.starts_with("AWS_")).collect();
+            let settings = sweep_source::settings(std::env::vars());
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)
                 .enable_all()

@@ -6,7 +6,7 @@
 
 use std::{
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -19,10 +19,11 @@ use sweep_proto::{
         worker_service_client::WorkerServiceClient,
     },
 };
+use sweep_source::Cache;
 use tokio::sync::Notify;
 use tonic::{Code, Status, transport::Channel};
 
-use crate::{cache::Cache, leases::Leases, spool::Spool};
+use crate::{leases::Leases, spool::Spool};
 
 /// Shared state of one worker process.
 #[derive(Debug)]
@@ -35,7 +36,7 @@ pub struct Session {
     /// Results on their way.
     pub spool: Spool,
     /// Checkpoint files.
-    pub cache: Cache,
+    pub cache: Arc<Cache>,
     draining: AtomicBool,
     /// The device cannot be used any more.
     broken: Notify,
@@ -66,7 +67,7 @@ impl Session {
         ca: Option<&[u8]>,
         request: pb::RegisterRequest,
         spool: Spool,
-        cache: Cache,
+        cache: Arc<Cache>,
     ) -> anyhow::Result<Self> {
         let channel = client::lazy(url, ca)?;
         let registration = register(&channel, &request, url).await?;

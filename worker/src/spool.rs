@@ -10,12 +10,14 @@
 //! names the folder. Records that end a task ([`Spool::append_last`]) are never refused: when the
 //! disk takes nothing they wait in memory, so that a failure is always reported.
 //!
+//! One process at a time: the folder is locked, for as long as the process lives.
+//!
 //! No fsync: after a power cut of the worker's machine its lease expires and the work is repeated
 //! from the last trainer state, which the coordinator knows only together with the metrics before it.
 
 use std::{
     collections::VecDeque,
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, TryLockError},
     io::{self, Read, Write},
     path::{Path, PathBuf},
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
@@ -67,6 +69,8 @@ pub struct Spool {
     changed: Condvar,
     /// Wakes the reporter.
     filled: tokio::sync::Notify,
+    /// Holds the lock on the folder.
+    _lock: File,
 }
 
 #[derive(Debug)]
@@ -77,6 +81,17 @@ struct State {
     /// Every record that is not acknowledged, oldest first.
     waiting: VecDeque<Waiting>,
     bytes: u64,
+    /// Records that were here and are acknowledged.
+    settled: u64,
+}
+
+impl State {
+    /// Whether a record in that segment waits.
+    fn needs(&self, number: u64) -> bool {
+        let there =
+            |w: &Waiting| matches!(w.record, Stored::Disk { segment, .. } if segment == number);
+        self.waiting.iter().any(there)
+    }
 }
 
 #[derive(Debug)]
@@ -101,9 +116,10 @@ impl Spool {
     /// Opens the spool in `folder`, with the records that an earlier process left there.
     ///
     /// # Errors
-    /// When the folder cannot be created or read.
+    /// `WouldBlock` while another process has the folder; otherwise when it cannot be created or read.
     pub fn open(folder: &Path, limit: u64, patience: Duration) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
+        let lock = lock(folder)?;
         let mut segments: Vec<u64> =
             fs::read_dir(folder)?.filter_map(|entry| segment_number(&entry.ok()?.path())).collect();
         segments.sort_unstable();
@@ -114,17 +130,18 @@ impl Spool {
         let next = segments.last().map_or(1, |last| last + 1);
         let writing = (next, create(folder, next)?);
         let bytes = waiting.iter().map(|w: &Waiting| w.bytes).sum();
-        let state = Mutex::new(State { writing, written: 0, waiting, bytes });
+        let state = Mutex::new(State { writing, written: 0, waiting, bytes, settled: 0 });
         let filled = tokio::sync::Notify::new();
         let folder = folder.to_owned();
-        Ok(Self { folder, limit, patience, state, changed: Condvar::new(), filled })
+        Ok(Self { folder, limit, patience, state, changed: Condvar::new(), filled, _lock: lock })
     }
 
-    /// Adds a record; waits while the spool is full.
+    /// Adds a record; waits while the spool is full. Returns its place, for
+    /// [`is_settled`](Self::is_settled).
     ///
     /// # Errors
     /// [`SpoolError`] when it stays full for the whole patience. The record is not in the spool then.
-    pub fn append(&self, record: &pb::Record) -> Result<(), SpoolError> {
+    pub fn append(&self, record: &pb::Record) -> Result<u64, SpoolError> {
         let payload = record.encode_to_vec();
         let mut state = self.lock();
         let begun = Instant::now();
@@ -134,7 +151,7 @@ impl Spool {
                 SpoolError::Full { folder: self.folder.clone(), bytes: state.bytes }
             } else {
                 match self.write(&mut state, &payload) {
-                    Ok(()) => return Ok(()),
+                    Ok(()) => return Ok(state.settled + state.waiting.len() as u64 - 1),
                     Err(source) => SpoolError::Disk { folder: self.folder.clone(), source },
                 }
             };
@@ -192,6 +209,7 @@ impl Spool {
         let mut state = self.lock();
         for _ in 0..count {
             let Some(done) = state.waiting.pop_front() else { break };
+            state.settled += 1;
             state.bytes -= done.bytes;
             let Stored::Disk { segment, .. } = done.record else { continue };
             let oldest = state.waiting.iter().find_map(|waiting| match waiting.record {
@@ -204,6 +222,11 @@ impl Spool {
             }
         }
         self.changed.notify_all();
+    }
+
+    /// Whether the record that was appended at `place` needs no more sending.
+    pub fn is_settled(&self, place: u64) -> bool {
+        self.lock().settled > place
     }
 
     /// Whether nothing waits.
@@ -231,8 +254,7 @@ impl Spool {
             let finished = state.writing.0;
             state.writing = (next, create(&self.folder, next)?);
             state.written = 0;
-            let in_use = |w: &Waiting| matches!(w.record, Stored::Disk { segment, .. } if segment == finished);
-            if !state.waiting.iter().any(in_use) {
+            if !state.needs(finished) {
                 let _ = fs::remove_file(path(&self.folder, finished));
             }
         }
@@ -240,12 +262,16 @@ impl Spool {
         frame.extend((payload.len() as u32).to_le_bytes());
         frame.extend(crc32fast::hash(payload).to_le_bytes());
         frame.extend(payload);
-        let start = state.written;
         if let Err(error) = state.writing.1.write_all(&frame) {
+            // On a full disk, what is acknowledged makes room.
+            if !state.needs(state.writing.0) {
+                state.written = 0;
+            }
             // Half a frame must not stay in front of the next one.
-            state.writing.1.set_len(start)?;
+            state.writing.1.set_len(state.written)?;
             return Err(error);
         }
+        let start = state.written;
         state.written += frame.len() as u64;
         state.bytes += frame.len() as u64;
         let (segment, offset) = (state.writing.0, start + FRAME_BYTES);
@@ -254,6 +280,19 @@ impl Spool {
         self.filled.notify_one();
         Ok(())
     }
+}
+
+/// Two processes would take each other's records for left-overs, and delete them.
+fn lock(folder: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().create(true).append(true).open(folder.join("lock"))?;
+    file.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => io::Error::new(
+            io::ErrorKind::WouldBlock,
+            "another worker uses it; give every worker a --cache of its own",
+        ),
+        TryLockError::Error(error) => error,
+    })?;
+    Ok(file)
 }
 
 fn path(folder: &Path, segment: u64) -> PathBuf {
@@ -358,6 +397,32 @@ mod tests {
     }
 
     #[test]
+    fn a_record_is_settled_when_it_and_those_before_it_are_acknowledged() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = open(folder.path(), 1 << 30, 0);
+        let places: Vec<u64> = (0..3).map(|n| spool.append(&record(n)).unwrap()).collect();
+        let settled = || places.iter().map(|&place| spool.is_settled(place)).collect::<Vec<_>>();
+        assert_eq!(settled(), [false, false, false]);
+        spool.ack(2);
+        assert_eq!(settled(), [true, true, false]);
+        let later = spool.append(&record(3)).unwrap();
+        spool.ack(1);
+        assert_eq!(settled(), [true, true, true]);
+        assert!(!spool.is_settled(later));
+    }
+
+    #[test]
+    fn a_folder_belongs_to_one_spool_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = open(folder.path(), 300, 0);
+        let error = Spool::open(folder.path(), 300, Duration::ZERO).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert!(error.to_string().contains("--cache"), "{error}");
+        drop(spool);
+        open(folder.path(), 300, 0);
+    }
+
+    #[test]
     fn a_full_spool_waits_for_acknowledgement_and_then_fails_with_the_folder_s_name() {
         let folder = tempfile::tempdir().unwrap();
         let spool = open(folder.path(), 300, 50);
@@ -367,6 +432,7 @@ mod tests {
         assert!(error.to_string().contains(&folder.path().display().to_string()), "{error}");
         spool.append_last(&record(3));
         assert_eq!(sequences(&spool), [0, 1, 3], "ends of tasks are never refused");
+        drop(spool);
 
         let spool = open(folder.path(), 300, 60_000);
         thread::scope(|scope| {

@@ -5,7 +5,6 @@
 //! attempt that goes on from it finds nothing missing before it.
 
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{SyncSender, sync_channel},
@@ -99,7 +98,7 @@ fn train(
         let (uploads, waiting) = sync_channel::<Upload>(UPLOADS_WAITING);
         let problem = &problem;
         scope.spawn(move || {
-            let mut states: BTreeMap<usize, Vec<String>> = BTreeMap::new();
+            let mut states = vec![SavedStates::default(); tasks.len()];
             for upload in waiting {
                 if lock(problem).is_none()
                     && let Err(error) = publish(outlet, tasks, upload, &mut states)
@@ -159,7 +158,7 @@ fn publish(
     outlet: &Outlet,
     tasks: &[Task],
     upload: Upload,
-    states: &mut BTreeMap<usize, Vec<String>>,
+    states: &mut [SavedStates],
 ) -> Result<(), DeliverError> {
     let Upload { seed, step, kind } = upload;
     let task = &tasks[seed];
@@ -170,24 +169,43 @@ fn publish(
                 .unwrap_or_default();
             let file = task.upload(&format!("step{step}/model.safetensors"), bytes.clone())?;
             outlet.session.cache.put(&file.sha256, &bytes);
-            task.record(Body::Checkpoint(pb::Checkpoint { step, file: Some(file), weights_hash }))
+            task.record(Body::Checkpoint(pb::Checkpoint {
+                step,
+                file: Some(file),
+                weights_hash,
+                imported: None,
+            }))?;
         }
         UploadKind::TrainerState(bytes) => {
-            // With nothing left in the spool, the newest recorded state is durable at the
-            // coordinator, and the ones before it will never be asked for.
-            let recorded = states.entry(seed).or_default();
-            if outlet.session.spool.is_empty() && recorded.len() > 1 {
-                for key in recorded.drain(..recorded.len() - 1) {
-                    outlet.runtime.block_on(outlet.store.remove(&key));
-                }
-            }
+            states[seed].remove_superseded(outlet, task);
             let file = task.upload(&format!("step{step}/trainer.safetensors"), bytes)?;
-            recorded.push(file.key.clone());
-            task.record(Body::TrainerState(pb::TrainerState { step, file: Some(file) }))
+            let key = file.key.clone();
+            let state = pb::TrainerState { step, file: Some(file) };
+            states[seed].recorded.push((task.record(Body::TrainerState(state))?, key));
         }
-        UploadKind::Failed(failure) => {
-            task.end(Body::Failed(failure));
-            Ok(())
+        UploadKind::Failed(failure) => task.end(Body::Failed(failure)),
+    }
+    Ok(())
+}
+
+/// Trainer states of one seed that this attempt has stored, oldest first: place in the spool, key.
+#[derive(Debug, Clone, Default)]
+struct SavedStates {
+    recorded: Vec<(u64, String)>,
+}
+
+impl SavedStates {
+    /// Removes those before the newest that is durable at the coordinator: nobody will ask for them.
+    fn remove_superseded(&mut self, outlet: &Outlet, task: &Task) {
+        let spool = &outlet.session.spool;
+        let durable = self.recorded.iter().rposition(|(place, _)| spool.is_settled(*place));
+        // A record is also settled when the lease was given away; then the states before it are
+        // what the next holder goes on from.
+        if task.lease().is_revoked() {
+            return;
+        }
+        for (_, key) in self.recorded.drain(..durable.unwrap_or(0)) {
+            outlet.runtime.block_on(outlet.store.remove(&key));
         }
     }
 }

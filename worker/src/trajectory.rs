@@ -13,6 +13,7 @@ use tonic::Status;
 use crate::{
     deliver::{Outlet, Provenance, TaskSink},
     leases::HeldLease,
+    loading::Loaded,
 };
 
 /// Runs a trajectory lease to its end; the task ends with a record.
@@ -88,7 +89,8 @@ impl Checkpoints for Stored<'_> {
         let wanted = wanted.ok_or_else(|| {
             sweep_lab::Error::Input(format!("there is no checkpoint of step {step}"))
         })?;
-        crate::analyse::load(self.outlet, wanted, self.device)
+        Loaded::new(self.outlet, wanted, self.device)
+            .map(|loaded| loaded.checkpoint)
             .map_err(|failure| sweep_lab::Error::Input(failure.message))
     }
 }

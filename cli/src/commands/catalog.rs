@@ -1,5 +1,7 @@
-//! `sweep catalog`: what workers can run. With a coordinator, its word; without one, the catalogue
-//! that is built in.
+//! `sweep catalog`: what workers can run, and which published models there are. With a coordinator,
+//! its word about experiments and recipes; without one, the catalogue that is built in.
+
+mod models;
 
 use clap::{Args, ValueEnum};
 use comfy_table::Cell;
@@ -17,12 +19,15 @@ use crate::{
 
 /// Arguments of `sweep catalog`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  sweep catalog experiments\n  sweep catalog grokking-progress")]
+#[command(
+    after_help = "Examples:\n  sweep catalog experiments\n  sweep catalog grokking-progress\n  \
+    sweep catalog models pythia-160m\n  sweep catalog checkpoints pythia-160m"
+)]
 pub struct CatalogArgs {
-    /// experiments, recipes, or a name
+    /// experiments, recipes, models, checkpoints, or a name
     #[arg(value_name = "WHAT")]
     what: Option<String>,
-    /// Name of an experiment or recipe
+    /// Name of an experiment, recipe or model; for checkpoints also a folder, s3:// or hub: location
     #[arg(value_name = "NAME")]
     name: Option<String>,
 }
@@ -31,9 +36,17 @@ pub struct CatalogArgs {
 enum Section {
     Experiments,
     Recipes,
+    Models,
+    Checkpoints,
 }
 
 pub(super) async fn run(cx: &Context, args: CatalogArgs) -> Result<Outcome> {
+    let section = args.what.as_deref().and_then(|what| Section::from_str(what, false).ok());
+    match section {
+        Some(Section::Models) => return models::models(cx, args.name.as_deref()),
+        Some(Section::Checkpoints) => return models::checkpoints(cx, args.name.as_deref()).await,
+        Some(Section::Experiments | Section::Recipes) | None => {}
+    }
     let known = if cx.connection.target().is_some() {
         let connection = cx.connect().await?;
         let known = cx.catalog(&connection).await;
@@ -42,13 +55,12 @@ pub(super) async fn run(cx: &Context, args: CatalogArgs) -> Result<Outcome> {
     } else {
         catalog::embedded()
     };
-    let section = args.what.as_deref().and_then(|what| Section::from_str(what, false).ok());
     let name = match (section, args.what, args.name) {
         (Some(_), _, name) => name,
         (None, what, None) => what,
         (None, Some(what), Some(_)) => {
             return Err(CommandError::usage(format!(
-                "`{what}` is neither experiments nor recipes"
+                "`{what}` is none of experiments, recipes, models and checkpoints"
             )));
         }
         (None, None, Some(name)) => Some(name),
@@ -114,6 +126,9 @@ fn one(
     let experiment = catalog::experiment(known, name).filter(|_| experiments);
     let recipe = catalog::recipe(known, name).filter(|_| recipes);
     if experiment.is_none() && recipe.is_none() {
+        if experiments && recipes && sweep_source::published::find(name).is_some() {
+            return models::models(cx, Some(name));
+        }
         let names = known.experiments.iter().map(|e| e.name.as_str());
         let names = names.chain(known.recipes.iter().map(|r| r.name.as_str()));
         let error = CommandError::not_found(format!("no experiment or recipe `{name}`"));

@@ -22,6 +22,7 @@ use crate::{
     connect::DEFAULT_DIR,
     context::Context,
     error::{Outcome, Result, file_error},
+    imports,
     progress::{ended, state_word},
     series::{Selection, SeriesStream},
     spec_file::SweepFile,
@@ -66,7 +67,8 @@ impl LocalArgs {
 
 pub(super) async fn run(cx: &Context, args: LocalArgs) -> Result<Outcome> {
     let file = SweepFile::read(&args.file)?;
-    let spec = file.decode()?;
+    let mut spec = file.decode()?;
+    imports::list(cx, &file, &mut spec).await?;
     let known = catalog::embedded();
     file.check(&spec, &known)?;
     plan::check_size(&file, &spec, &known, args.max_tasks)?;

@@ -61,7 +61,7 @@ pub enum Command {
     Retry(retry::RetryArgs),
     /// List the workers
     Workers(workers::WorkersArgs),
-    /// Show experiments and recipes with their parameters and metrics
+    /// Show experiments, recipes and published models
     Catalog(catalog::CatalogArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),

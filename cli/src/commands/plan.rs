@@ -13,7 +13,7 @@ use sweep_proto::{
 use crate::{
     context::Context,
     error::{Outcome, Result},
-    format,
+    format, imports,
     spec_file::SweepFile,
     table::{self, Align},
 };
@@ -31,7 +31,8 @@ pub struct PlanArgs {
 
 pub(super) async fn run(cx: &Context, args: PlanArgs) -> Result<Outcome> {
     let file = SweepFile::read(&args.file)?;
-    let spec = file.decode()?;
+    let mut spec = file.decode()?;
+    imports::list(cx, &file, &mut spec).await?;
     let plan = if cx.connection.target().is_some() {
         let connection = cx.connect().await?;
         let plan: Result<pb::PlanResponse> = async {
@@ -69,7 +70,7 @@ fn to_table(plan: &pb::PlanResponse) -> comfy_table::Table {
     let mut row = |name: &str, number: u64| {
         table.add_row(vec![name.to_owned(), format::count(number)]);
     };
-    row("train", plan.train);
+    row("train or import", plan.train);
     row("analyse", plan.analyse);
     row("trajectory", plan.trajectory);
     row("all tasks", plan.train + plan.analyse + plan.trajectory);
@@ -104,7 +105,10 @@ struct EntrySize {
 
 fn entry_size(model: &ModelSpec, known: &pb::Catalog) -> EntrySize {
     let ModelSource::Train { recipe, params, seeds } = &model.source else {
-        return EntrySize { models: 1, train: 0, checkpoints: 0 };
+        let found = model.import.found.as_ref();
+        let steps = found.and_then(|found| found.select(model.checkpoints.as_ref()).ok());
+        let checkpoints = steps.map_or(0, |steps| steps.len() as u64);
+        return EntrySize { models: 1, train: 1, checkpoints };
     };
     let Some(recipe) = catalog::recipe(known, recipe) else {
         return EntrySize { models: 0, train: 0, checkpoints: 0 };
@@ -145,7 +149,7 @@ pub(super) fn without_coordinator(spec: &SweepSpec, known: &pb::Catalog) -> pb::
 
 fn labels(model: &ModelSpec, known: &pb::Catalog, most: usize) -> Vec<String> {
     let ModelSource::Train { recipe, params, seeds } = &model.source else {
-        return vec![expand::model_label(model, &[], &serde_json::Map::new(), 0)];
+        return vec![expand::import_label(model)];
     };
     let Some(recipe) = catalog::recipe(known, recipe) else { return Vec::new() };
     let axes = expand::axes(recipe, params);

@@ -15,7 +15,7 @@ use crate::{
     context::Context,
     error::{Outcome, Result},
     format,
-    progress::state_word,
+    progress::{source_word, state_word},
     table::{self, Align},
 };
 
@@ -113,7 +113,7 @@ pub(super) fn counts_table(status: &pb::SweepStatus) -> Table {
         ("cancelled", Align::Right),
     ]);
     let rows = [
-        ("train", &status.train),
+        (source_word(status), &status.train),
         ("analyse", &status.analyse),
         ("trajectory", &status.trajectory),
         ("all", &status.total),

@@ -12,7 +12,7 @@ use crate::{
     connect::Connection,
     context::Context,
     error::{Outcome, Result},
-    format,
+    format, imports,
     spec_file::SweepFile,
 };
 
@@ -32,7 +32,8 @@ pub struct SubmitArgs {
 
 pub(super) async fn run(cx: &Context, args: SubmitArgs) -> Result<Outcome> {
     let file = SweepFile::read(&args.file)?;
-    let spec = file.decode()?;
+    let mut spec = file.decode()?;
+    imports::list(cx, &file, &mut spec).await?;
     let connection = cx.connect().await?;
     let submitted = submit(cx, &connection, &file, &spec, args.max_tasks).await;
     let answer = match submitted {

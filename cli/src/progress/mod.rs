@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use sweep_proto::pb;
 use tokio::time::Instant;
 
-pub use self::view::{Newest, ended, state_word};
+pub use self::view::{Newest, ended, source_word, state_word};
 use self::{
     estimate::Estimator,
     view::{View, block, failure_line, line},

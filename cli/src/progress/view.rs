@@ -56,10 +56,20 @@ pub fn ended(status: &pb::SweepStatus) -> bool {
     matches!(status.state(), SweepState::Done | SweepState::Failed | SweepState::Cancelled)
 }
 
+/// What the tasks that produce checkpoints do: train, import, or both. The sweep file in canonical
+/// form has a key for each; a glance is enough for a word.
+pub fn source_word(status: &pb::SweepStatus) -> &'static str {
+    match (status.spec.contains("\"train\":"), status.spec.contains("\"found\":")) {
+        (true, true) => "train/import",
+        (false, true) => "import",
+        _ => "train",
+    }
+}
+
 fn kinds(status: &pb::SweepStatus) -> Vec<(&'static str, pb::Counts)> {
     let counts = |counts: Option<pb::Counts>| counts.unwrap_or_default();
     [
-        ("train", counts(status.train)),
+        (source_word(status), counts(status.train)),
         ("analyse", counts(status.analyse)),
         ("trajectory", counts(status.trajectory)),
     ]
@@ -119,7 +129,7 @@ fn fraction(kind: &str, counts: &pb::Counts, status: &pb::SweepStatus) -> f64 {
     let finished = counts.done + counts.failed + counts.skipped + counts.cancelled;
     let share = |task: &pb::RunningTask| task.progress as f64 / task.progress_total.max(1) as f64;
     let partly: f64 = match kind {
-        "train" => status
+        "train" | "train/import" => status
             .running
             .iter()
             .filter(|task| task.label.ends_with("/train"))

@@ -108,6 +108,8 @@ fn what_is_no_yaml_has_a_place_too() {
     check("      seeds", "\tseeds", 6, 1, &["spaces", "tabs"]);
     check("name: typo", "name: typo\nname: again", 2, 1, &["duplicated key", "once"]);
     check("p: 13", "p: 13, p: 14", 5, 24, &["duplicated key"]);
+    // Two keys for YAML, but one for us.
+    check("steps: 40", "1: 40, \"1\": 50", 5, 31, &["the key `1` stands here twice"]);
     check("p: 13", "p: &a 13, steps: *b", 5, 34, &["invalid YAML"]);
     check("p: 13", "p: !special 13", 5, 20, &["tags"]);
 }

@@ -119,8 +119,13 @@ fn both_run_while_there_is_work_and_stop_in_order() {
             arguments.trim_end().ends_with("--device cuda:1 --slots 3 --threads 1"),
             "{arguments}"
         );
-        // The same again: the sweep goes on, and ends.
-        let again = setup.local(&[]).run();
+        // The same again: the sweep goes on, and ends once the worker has begun.
+        fs::remove_file(setup.data().join("worker-arguments")).unwrap();
+        setup.watch(SweepState::Running, true);
+        let child = setup.local(&[]).start();
+        eventually("the worker runs again", || exists(&setup.data().join("worker-arguments")));
+        setup.watch(state, false);
+        let again = finish(child);
         assert_eq!((again.code, again.stdout.trim()), (code, id), "{}", again.stderr);
         assert_eq!(setup.life().len(), 8);
     }
@@ -225,4 +230,20 @@ fn the_coordinator_and_worker_of_another_command_are_used() {
     fs::write(setup.folder.path().join("tiny.yaml"), FILE.replace("tiny", "tiny2")).unwrap();
     assert_eq!(setup.local(&[]).run().code, 0);
     assert_eq!(setup.life(), ["worker started", "worker stopped"]);
+}
+
+#[test]
+fn the_user_s_allocator_settings_reach_the_worker() {
+    let setup = setup(
+        "env > \"$5/../part\"\nmv \"$5/../part\" \"$5/../environment\"\n\
+        while :; do sleep 0.05; done",
+    );
+    setup.watch(SweepState::Running, true);
+    let child = setup.local(&[]).env("MALLOC_TOP_PAD_", "4096").start();
+    eventually("the worker runs", || exists(&setup.data().join("environment")));
+    signal(&child, "-INT");
+    assert_eq!(finish(child).code, 1);
+    let environment = setup.read("environment");
+    assert!(environment.lines().any(|line| line == "MALLOC_TOP_PAD_=4096"), "{environment}");
+    assert!(environment.contains("MALLOC_TRIM_THRESHOLD_="), "{environment}");
 }

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper that cannot go on fails its test")]
 
 mod artifacts;
+mod catalog;
 mod connection;
 mod fake;
 mod files;

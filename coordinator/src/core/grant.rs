@@ -143,14 +143,14 @@ fn next_bundle(sweep: &mut Sweep, worker: &Worker, wish: &Wish) -> Option<Vec<Ta
     if let Some(task) = sweep.next_trajectory(&offered) {
         return Some(vec![task]);
     }
-    if !wish.training {
-        return None;
-    }
     let models = sweep.next_trainings(|sweep, model| {
-        sweep.plan.model(model).is_some_and(|model| {
-            let recipe = model.entry.recipe();
-            worker.offers(&recipe.name, recipe.version)
-        })
+        let model = sweep.plan.model(model)?;
+        if model.entry.import().is_some() {
+            // An import is short and needs no device.
+            return Some(1);
+        }
+        let recipe = model.entry.recipe();
+        worker.population(&recipe.name, recipe.version).filter(|_| wish.training)
     })?;
     let key = |model| TaskKey { model, kind: TaskKind::Source };
     Some(models.into_iter().map(key).collect())
@@ -160,12 +160,27 @@ fn next_bundle(sweep: &mut Sweep, worker: &Worker, wish: &Wish) -> Option<Vec<Ta
 fn work(sweep: &Sweep, tasks: &[TaskKey]) -> Option<pb::lease::Work> {
     let first = tasks.first()?;
     match first.kind {
-        TaskKind::Source => train(sweep, tasks).map(pb::lease::Work::Train),
+        TaskKind::Source => import(sweep, *first)
+            .map(pb::lease::Work::Import)
+            .or_else(|| train(sweep, tasks).map(pb::lease::Work::Train)),
         TaskKind::Analyse { step, .. } => {
             analyse(sweep, first.model, step, tasks).map(pb::lease::Work::Analyse)
         }
         TaskKind::Trajectory { .. } => trajectory(sweep, *first).map(pb::lease::Work::Trajectory),
     }
+}
+
+/// None when the model is one to train.
+fn import(sweep: &Sweep, task: TaskKey) -> Option<pb::ImportWork> {
+    let plan = &sweep.plan;
+    let import = plan.model(task.model)?.entry.import()?;
+    Some(pb::ImportWork {
+        task: Some(task.to_pb(plan.id())),
+        model: plan.model_label(task.model),
+        at: import.at.clone(),
+        checkpoints: import.checkpoints.clone(),
+        options: Some(import.options.clone()),
+    })
 }
 
 fn train(sweep: &Sweep, tasks: &[TaskKey]) -> Option<pb::TrainWork> {
@@ -176,7 +191,7 @@ fn train(sweep: &Sweep, tasks: &[TaskKey]) -> Option<pb::TrainWork> {
         Some(pb::TrainSeed {
             task: Some(task.to_pb(plan.id())),
             model: plan.model_label(task.model),
-            seed: plan.model(task.model)?.seed,
+            seed: plan.model(task.model)?.seed?,
             resume: resume.map(|(_, state)| state.clone()),
         })
     });

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
-use sweep_proto::spec::{canonical, expand};
+use sweep_proto::spec::{ModelSpec, canonical, expand};
 
 use super::plan::{Entry, ModelRef, Plan};
 
@@ -21,7 +21,12 @@ pub(super) fn model(plan: &Plan, model: ModelRef<'_>) -> String {
             point.insert(name.clone(), values[0].clone());
         }
     }
-    expand::model_label(&plan.spec().models[entry.index()], entry.label_axes(), &point, model.seed)
+    expand::model_label(
+        &plan.spec().models[entry.index()],
+        entry.label_axes(),
+        &point,
+        model.seed.unwrap_or(0),
+    )
 }
 
 /// Label and folder name of an experiment; with its parameters when the sweep lists it repeatedly.
@@ -37,12 +42,13 @@ pub(super) fn experiment(
     (format!("{name}[{}]", pairs.join(",")), format!("{name}-{}", pairs.join("-")))
 }
 
-/// Makes the labels of entries that train the same recipe distinct: first by the parameters in
-/// which they differ, then, where that is not enough, by the entry's index.
-pub(super) fn distinguish(entries: &mut [Entry]) {
+/// Makes the labels of entries that would begin alike distinct (the same recipe, or imported models
+/// of the same name): first by the parameters in which they differ, then, where that is not enough,
+/// by the entry's index.
+pub(super) fn distinguish(entries: &mut [Entry], models: &[ModelSpec]) {
     let mut groups: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for (index, entry) in entries.iter().enumerate() {
-        groups.entry(entry.recipe().name.clone()).or_default().push(index);
+        groups.entry(expand::import_label(&models[entry.index()])).or_default().push(index);
     }
     for group in groups.values().filter(|group| group.len() > 1) {
         qualify(entries, group);

@@ -91,6 +91,14 @@ pub struct Published {
     pub queued: Option<u64>,
 }
 
+impl Published {
+    /// The files that a worker loads.
+    pub fn files(&self) -> impl Iterator<Item = &pb::Blob> {
+        let imported = self.checkpoint.imported.iter().flat_map(|imported| &imported.files);
+        self.checkpoint.file.iter().chain(imported)
+    }
+}
+
 impl Model {
     /// A model whose training is open. `analyses` is how many analyses it will have.
     pub fn new(analyses: u64) -> Self {

@@ -14,7 +14,7 @@ use sweep_proto::{
     catalog,
     id::{TaskKey, TaskKind},
     pb,
-    spec::{CheckpointSelection, ModelSource, SweepSpec, canonical, expand},
+    spec::{CheckpointSelection, ModelSource, ModelSpec, SweepSpec, canonical, expand},
 };
 
 use super::label;
@@ -38,7 +38,7 @@ pub struct Plan {
 /// How many tasks a sweep has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Totals {
-    /// Training tasks, one per model.
+    /// Training and import tasks, one per model.
     pub train: u64,
     /// Experiments on checkpoints.
     pub analyse: u64,
@@ -72,12 +72,30 @@ pub struct Pinned {
     pub folder: String,
 }
 
-/// One entry of `models:`: grid points × seeds, models numbered from `first_model`.
+/// Word for the task that makes published checkpoints known.
+pub const IMPORT: &str = "import";
+
+/// What a worker needs to find the checkpoints of an imported model.
+#[derive(Debug)]
+pub struct Import {
+    /// Template of the locations.
+    pub at: String,
+    /// Selected checkpoints, by rising step.
+    pub checkpoints: Vec<pb::Found>,
+    /// How they are read.
+    pub options: pb::ImportOptions,
+}
+
+/// One entry of `models:`: grid points × seeds, models numbered from `first_model`; or a single
+/// imported model, which has neither.
 #[derive(Debug)]
 pub struct Entry {
     first_model: u32,
     index: usize,
+    /// What trains them; without parameters and metrics for an imported model.
     recipe: pb::Recipe,
+    /// Locations of an imported model's checkpoints.
+    import: Option<Import>,
     params: Map<String, Value>,
     /// `params` with nothing in the place of grid axes: what a grid point is made from. Long axes
     /// are not copied for every lease.
@@ -97,8 +115,8 @@ pub struct ModelRef<'p> {
     pub entry: &'p Entry,
     /// Index of the grid point.
     pub point: u64,
-    /// Random seed.
-    pub seed: u64,
+    /// Random seed; none for a model that this system did not train.
+    pub seed: Option<u64>,
 }
 
 impl Plan {
@@ -149,7 +167,7 @@ impl Plan {
             }
             entries.push(entry);
         }
-        label::distinguish(&mut entries);
+        label::distinguish(&mut entries, &spec.models);
         let experiments = pin_experiments(&spec.experiments, &pinned)?;
         let trajectory = pin_experiments(&spec.trajectory, &pinned)?;
         let checkpoints = entries.iter().fold(0, |n: u64, e| n.saturating_add(e.n_checkpoints()));
@@ -212,7 +230,9 @@ impl Plan {
         let entry = self.entries.get(after.checked_sub(1)?)?;
         let local = u64::from(index - entry.first_model);
         let seeds = entry.seeds.len() as u64;
-        Some(ModelRef { entry, point: local / seeds, seed: entry.seeds[(local % seeds) as usize] })
+        let seed = entry.seeds[(local % seeds) as usize];
+        let seed = entry.import.is_none().then_some(seed);
+        Some(ModelRef { entry, point: local / seeds, seed })
     }
 
     /// Indices of the models that differ from `index` in nothing but the seed, itself included.
@@ -258,7 +278,8 @@ impl Plan {
         }
     }
 
-    /// Name of the recipe or experiment that a task runs: what its metrics are prefixed with.
+    /// Name of the recipe or experiment that a task runs, what its metrics are prefixed with;
+    /// [`IMPORT`] for the import of a model.
     pub fn producer(&self, task: TaskKey) -> Option<&str> {
         match task.kind {
             TaskKind::Source => {
@@ -275,12 +296,19 @@ impl Plan {
         self.model(index).map_or_else(|| format!("m{index}"), |model| label::model(self, model))
     }
 
-    /// Label of a task: `<model>/train`, `<model>/step100/<experiment>`, `<model>/trajectory/<experiment>`.
+    /// What a model's first task does: `train` or `import`.
+    pub fn source_word(&self, model: u32) -> &'static str {
+        let imported = self.model(model).is_some_and(|model| model.entry.import.is_some());
+        if imported { IMPORT } else { "train" }
+    }
+
+    /// Label of a task: `<model>/train`, `<model>/import`, `<model>/step100/<experiment>`,
+    /// `<model>/trajectory/<experiment>`.
     pub fn task_label(&self, task: TaskKey) -> String {
         let model = self.model_label(task.model);
         let name = self.experiment(task.kind).map_or("?", |pinned| pinned.label.as_str());
         match task.kind {
-            TaskKind::Source => format!("{model}/train"),
+            TaskKind::Source => format!("{model}/{}", self.source_word(task.model)),
             TaskKind::Analyse { step, .. } => format!("{model}/step{step}/{name}"),
             TaskKind::Trajectory { .. } => format!("{model}/trajectory/{name}"),
         }
@@ -295,7 +323,7 @@ impl Entry {
         first_model: u64,
     ) -> Result<Self, Vec<String>> {
         let ModelSource::Train { recipe: name, params, seeds } = &model.source else {
-            return Err(vec![format!("models[{index}]: only trained models are supported")]);
+            return Self::imported(index, model, first_model);
         };
         let recipe = catalog::recipe(pinned, name)
             .ok_or_else(|| vec![format!("models[{index}]: unknown recipe `{name}`")])?;
@@ -310,6 +338,7 @@ impl Entry {
             first_model: u32::try_from(first_model).unwrap_or(u32::MAX),
             index,
             recipe: recipe.clone(),
+            import: None,
             params: params.clone(),
             base,
             points: expand::grid_size(&axes),
@@ -320,14 +349,44 @@ impl Entry {
         })
     }
 
-    /// The recipe that trains these models.
-    pub fn recipe(&self) -> &pb::Recipe {
-        &self.recipe
+    fn imported(index: usize, model: &ModelSpec, first_model: u64) -> Result<Self, Vec<String>> {
+        let listing = model.import.found.as_ref();
+        let listing = listing
+            .ok_or_else(|| vec![format!("models[{index}]: its checkpoints were not listed")])?;
+        let steps = listing
+            .select(model.checkpoints.as_ref())
+            .map_err(|problem| vec![format!("models[{index}].checkpoints: {problem}")])?;
+        if steps.len() as u64 > MAX_CHECKPOINTS {
+            return Err(vec![too_large(steps.len() as u64, "checkpoints", MAX_CHECKPOINTS)]);
+        }
+        let import = Import {
+            at: listing.at.clone(),
+            checkpoints: listing.wire(&steps),
+            options: model.import.options(),
+        };
+        Ok(Self {
+            first_model: u32::try_from(first_model).unwrap_or(u32::MAX),
+            index,
+            recipe: pb::Recipe { name: IMPORT.to_owned(), version: 1, ..Default::default() },
+            import: Some(import),
+            params: Map::new(),
+            base: Map::new(),
+            points: 1,
+            label_axes: Vec::new(),
+            axes: Vec::new(),
+            seeds: vec![0],
+            schedules: vec![steps.into()],
+        })
     }
 
-    /// How many seeds may share a lease.
-    pub fn population(&self) -> usize {
-        self.recipe.population.max(1) as usize
+    /// Where the model's checkpoints are, if this system did not train it.
+    pub fn import(&self) -> Option<&Import> {
+        self.import.as_ref()
+    }
+
+    /// The recipe that trains these models; [`IMPORT`] by name for an imported one.
+    pub fn recipe(&self) -> &pb::Recipe {
+        &self.recipe
     }
 
     /// Index in the sweep file's `models`.
@@ -416,7 +475,7 @@ fn size(model: &sweep_proto::spec::ModelSpec, known: &pb::Catalog) -> u64 {
                 .map_or(1, |recipe| expand::grid_size(&expand::axes(recipe, params)));
             points.saturating_mul(seeds.len() as u64)
         }
-        ModelSource::Named(_) | ModelSource::Hub { .. } | ModelSource::Path { .. } => 1,
+        ModelSource::Named(_) | ModelSource::Hub(_) | ModelSource::Path(_) => 1,
     }
 }
 
@@ -436,7 +495,7 @@ fn pin(spec: &SweepSpec, known: &pb::Catalog) -> pb::Catalog {
         .iter()
         .filter_map(|model| match &model.source {
             ModelSource::Train { recipe, .. } => Some(recipe.as_str()),
-            ModelSource::Named(_) | ModelSource::Hub { .. } | ModelSource::Path { .. } => None,
+            ModelSource::Named(_) | ModelSource::Hub(_) | ModelSource::Path(_) => None,
         })
         .collect();
     let experiment = |name: &str| catalog::experiment(known, name).cloned();

@@ -87,10 +87,7 @@ impl Sweep {
             {
                 continue;
             }
-            let is_resident = || {
-                let file = published.checkpoint.file.as_ref();
-                file.is_some_and(|file| resident.contains(&file.sha256))
-            };
+            let is_resident = || published.files().any(|file| resident.contains(&file.sha256));
             let must = oldest.is_none() && waiting.passed >= MAX_PASSED;
             oldest = oldest.or(Some(place));
             if must || resident.is_empty() || is_resident() {
@@ -125,15 +122,18 @@ impl Sweep {
     }
 
     /// The next trainings that can share a lease: seeds of one grid point at an equal step.
-    /// `offers` tells whether the worker has the recipe of a model.
-    pub fn next_trainings(&mut self, offers: impl Fn(&Sweep, u32) -> bool) -> Option<Vec<u32>> {
-        let returned = self.queue.train.iter().take(SCAN_LIMIT).copied();
-        let first = match returned.into_iter().find(|model| offers(self, *model)) {
+    /// `population` tells how many of them the worker takes, if it has the recipe of a model.
+    pub fn next_trainings(
+        &mut self,
+        population: impl Fn(&Sweep, u32) -> Option<usize>,
+    ) -> Option<Vec<u32>> {
+        let mut returned = self.queue.train.iter().take(SCAN_LIMIT).copied();
+        let first = match returned.find(|model| population(self, *model).is_some()) {
             Some(model) => model,
-            None => self.next_new(&offers)?,
+            None => self.next_new(&population)?,
         };
         let step = self.resume_step(first);
-        let population = self.plan.model(first)?.entry.population();
+        let population = population(self, first)?;
         let siblings = self.plan.siblings(first);
         let listed = self.queue.train.range(siblings.clone()).take(SCAN_LIMIT).copied();
         let mut models: Vec<u32> = vec![first];
@@ -157,7 +157,7 @@ impl Sweep {
 
     /// The first model from the cursor on whose training was never begun and that the worker has
     /// the recipe of.
-    fn next_new(&mut self, offers: &impl Fn(&Sweep, u32) -> bool) -> Option<u32> {
+    fn next_new(&mut self, population: &impl Fn(&Sweep, u32) -> Option<usize>) -> Option<u32> {
         while self.queue.cursor < self.plan.n_models()
             && self.models.contains_key(&self.queue.cursor)
         {
@@ -170,7 +170,7 @@ impl Sweep {
             }
             if self.models.contains_key(&candidate) {
                 candidate += 1;
-            } else if offers(self, candidate) {
+            } else if population(self, candidate).is_some() {
                 return Some(candidate);
             } else {
                 // No model of this entry will do; go to the next entry.

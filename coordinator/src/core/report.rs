@@ -20,6 +20,7 @@ use super::{
     lease::{Lease, LeasedTask},
     machine::{Core, Out},
     model::Cell,
+    plan::Import,
     retry::truncate,
     time::Now,
 };
@@ -313,7 +314,10 @@ impl Core {
         if sweep.plan.steps(task.model).binary_search(&checkpoint.step).is_err() {
             return Err(format!("no checkpoint is wanted at step {}", checkpoint.step));
         }
-        check_blob(sweep.plan.id(), task, attempt, checkpoint.file.as_ref())?;
+        match sweep.plan.model(task.model).and_then(|model| model.entry.import()) {
+            Some(import) => check_imported(import, &checkpoint)?,
+            None => check_blob(sweep.plan.id(), task, attempt, checkpoint.file.as_ref())?,
+        }
         if sweep.publish(task.model, attempt, &checkpoint) {
             self.dirty = true;
             let model = task.model;
@@ -450,6 +454,38 @@ impl Core {
 
 /// Files lie in the folder of the attempt that reports them, so that no attempt can point at, or
 /// overwrite, what another one wrote.
+/// Files of one checkpoint; the largest published models have about a hundred.
+const MAX_FILES: usize = 1024;
+
+/// Checks that a worker made known what the sweep asked for, and within bounds.
+fn check_imported(import: &Import, checkpoint: &pb::Checkpoint) -> Result<(), String> {
+    let imported = checkpoint.imported.as_ref().ok_or("the record names no location")?;
+    let found = import.checkpoints.binary_search_by_key(&checkpoint.step, |found| found.step);
+    let name = found.map_or("", |index| import.checkpoints[index].name.as_str());
+    let expected = import.at.replacen("{}", name, 1);
+    if imported.location != expected {
+        return Err(format!(
+            "step {} is said to be at `{}`, expected `{expected}`",
+            checkpoint.step,
+            truncate(&imported.location, 256)
+        ));
+    }
+    let too_long = |file: &pb::Blob| file.name.len() > 512 || file.sha256.len() > 64;
+    let long_options = imported.options.as_ref().is_some_and(|options| {
+        let texts = [&options.family, &options.dtype, &options.processing, &options.tokenizer];
+        texts.into_iter().any(|text| text.len() > 1024)
+    });
+    if imported.files.len() > MAX_FILES
+        || imported.files.iter().any(too_long)
+        || long_options
+        || checkpoint.weights_hash.len() > 64
+        || checkpoint.file.is_some()
+    {
+        return Err(format!("the files of step {} are out of bounds", checkpoint.step));
+    }
+    Ok(())
+}
+
 fn check_blob(
     sweep: &str,
     task: TaskKey,

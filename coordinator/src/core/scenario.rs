@@ -85,12 +85,12 @@ pub(crate) fn config() -> CoreConfig {
     }
 }
 
-/// `m0/train`, `m1/step100/e0`, `m2/trajectory/t1`.
+/// `m0/train` (or `m0/import`), `m1/step100/e0`, `m2/trajectory/t1`.
 pub(crate) fn task(text: &str) -> TaskKey {
     let parts: Vec<&str> = text.split('/').collect();
     let number = |text: &str, prefix: &str| text.strip_prefix(prefix).unwrap().parse().unwrap();
     let kind = match parts[1] {
-        "train" => TaskKind::Source,
+        "train" | "import" => TaskKind::Source,
         "trajectory" => TaskKind::Trajectory { index: number(parts[2], "t") },
         step => TaskKind::Analyse {
             step: step.strip_prefix("step").unwrap().parse().unwrap(),
@@ -107,6 +107,7 @@ pub(crate) fn tasks_of(lease: &pb::Lease) -> Vec<TaskKey> {
         pb::lease::Work::Train(work) => work.seeds.iter().map(|seed| key(&seed.task)).collect(),
         pb::lease::Work::Analyse(work) => work.tasks.iter().map(|task| key(&task.task)).collect(),
         pb::lease::Work::Trajectory(work) => vec![key(&work.task)],
+        pb::lease::Work::Import(work) => vec![key(&work.task)],
     }
 }
 
@@ -195,12 +196,19 @@ impl World {
     }
 
     pub(crate) fn register(&mut self, name: &str, anew: bool) -> Answer {
+        self.register_with(name, anew, 2)
+    }
+
+    /// A worker that trains `population` seeds of a recipe together.
+    fn register_with(&mut self, name: &str, anew: bool, population: u32) -> Answer {
+        let mut catalog = test_catalog();
+        catalog.recipes[0].population = population;
         let worker = self.workers.entry(name.to_owned()).or_default();
         worker.instance += u32::from(anew);
         let hello = Hello {
             instance: format!("{name}#{}", worker.instance),
             name: name.to_owned(),
-            catalog: test_catalog(),
+            catalog,
             slots: 2,
             ..Hello::default()
         };
@@ -276,11 +284,32 @@ impl World {
         }
     }
 
+    /// A checkpoint at the place where the sweep's listing has it.
+    pub(crate) fn imported(&self, task: TaskKey, step: u64) -> pb::Checkpoint {
+        let entry = self.plan.model(task.model).unwrap().entry;
+        let import = entry.import().unwrap();
+        let found = import.checkpoints.iter().find(|found| found.step == step);
+        let name = found.map_or("nowhere", |found| &found.name);
+        let sha256 = format!("file-of-step{step}");
+        let file = pb::Blob { name: "model.safetensors".into(), sha256, ..Default::default() };
+        let imported = pb::Imported {
+            location: import.at.replace("{}", name),
+            files: vec![file],
+            options: Some(import.options.clone()),
+        };
+        let weights_hash = format!("w{step}");
+        pb::Checkpoint { step, file: None, weights_hash, imported: Some(imported) }
+    }
+
     pub(crate) fn checkpoint(&self, task: TaskKey, attempt: Attempt, step: u64) -> Body {
+        if self.plan.source_word(task.model) == "import" {
+            return Body::Checkpoint(self.imported(task, step));
+        }
         Body::Checkpoint(pb::Checkpoint {
             step,
             file: Some(self.blob(task, attempt, &format!("step{step}"))),
             weights_hash: format!("w{step}"),
+            imported: None,
         })
     }
 
@@ -332,6 +361,9 @@ impl World {
             ["retry"] => self.change(|request, sweep| Event::Retry { request, sweep }),
             ["status"] => self.status(),
             [name, "joins"] => shown(name, &self.register(name, true)),
+            [name, "joins", "with", population] => {
+                shown(name, &self.register_with(name, true, population.parse().unwrap()))
+            }
             [name, "returns"] => shown(name, &self.register(name, false)),
             [name, "acquires", ref more @ ..] => {
                 let training = !more.contains(&"analyses");

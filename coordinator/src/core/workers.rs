@@ -9,18 +9,23 @@ use std::{
     time::Duration,
 };
 
-use sweep_proto::{id::Attempt, pb};
+use sweep_proto::id::Attempt;
 
 use super::event::Hello;
+
+/// Seeds of one lease, whatever a worker says.
+const MAX_POPULATION: u32 = 1024;
 
 /// A registered worker process.
 #[derive(Debug)]
 pub struct Worker {
     /// Its id on the wire.
     pub id: String,
-    /// What it said about itself; the catalogue is in `offers`.
+    /// What it said about itself; the catalogue is in `experiments` and `recipes`.
     pub hello: Hello,
-    offers: HashSet<(String, u32)>,
+    experiments: HashSet<(String, u32)>,
+    /// With the number of seeds that its device trains well together.
+    recipes: HashMap<(String, u32), u32>,
     /// When it was heard of last.
     pub last_seen: Duration,
     /// Results that it could not deliver yet.
@@ -36,10 +41,17 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Whether it has that version of a recipe or experiment.
+    /// Whether it has that version of an experiment.
     pub fn offers(&self, name: &str, version: u32) -> bool {
         // Owned keys: the set is asked a handful of times per grant.
-        self.offers.contains(&(name.to_owned(), version))
+        self.experiments.contains(&(name.to_owned(), version))
+    }
+
+    /// How many seeds of that version of a recipe it takes in one lease, if it has the recipe. This
+    /// is a matter of its device: what was pinned at submission came from another machine.
+    pub fn population(&self, recipe: &str, version: u32) -> Option<usize> {
+        let population = self.recipes.get(&(recipe.to_owned(), version))?;
+        Some((*population).clamp(1, MAX_POPULATION) as usize)
     }
 
     /// Whether it may get work at all.
@@ -66,10 +78,12 @@ impl Workers {
         let catalog = std::mem::take(&mut hello.catalog);
         self.by_id.insert(id.clone(), number);
         self.by_name.insert(hello.name.clone(), number);
+        let recipes = catalog.recipes.into_iter();
         let worker = Worker {
             id,
             hello,
-            offers: offers(&catalog),
+            experiments: catalog.experiments.into_iter().map(|e| (e.name, e.version)).collect(),
+            recipes: recipes.map(|r| ((r.name, r.version), r.population)).collect(),
             last_seen: now,
             spool_bytes: 0,
             draining: false,
@@ -123,11 +137,4 @@ impl Workers {
     pub fn alive(&self, since: Duration) -> usize {
         self.by_number.values().filter(|worker| worker.last_seen >= since).count()
     }
-}
-
-/// Names with versions. Recipes and experiments have different names.
-fn offers(catalog: &pb::Catalog) -> HashSet<(String, u32)> {
-    let experiments = catalog.experiments.iter().map(|e| (e.name.clone(), e.version));
-    let recipes = catalog.recipes.iter().map(|r| (r.name.clone(), r.version));
-    experiments.chain(recipes).collect()
 }

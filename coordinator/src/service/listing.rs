@@ -106,7 +106,7 @@ fn info(store: &Store, number: u32, plan: &Plan, view: &TaskView) -> store::Resu
         task: Some(view.task.to_pb(plan.id())),
         label: plan.task_label(view.task),
         model: plan.model_label(view.task.model),
-        seed: plan.model(view.task.model).map(|model| model.seed),
+        seed: plan.model(view.task.model).and_then(|model| model.seed),
         experiment: plan.producer(view.task).unwrap_or_default().to_owned(),
         state: view.state.word().to_owned(),
         attempt,
@@ -171,12 +171,14 @@ pub(super) fn artifacts(shared: &Shared, number: u32, plan: Arc<Plan>) -> Stream
         }
         each_until(store, &Key::of(Kind::Checkpoint).u32(number), |key, value| {
             let (model, (attempt, checkpoint)) = record::checkpoint(key, value)?;
+            // An imported checkpoint lies where it was published, not among the artifacts.
+            let Some(file) = checkpoint.file else { return Ok(true) };
             let name = "model.safetensors".to_owned();
             Ok(sink.send(pb::ArtifactInfo {
                 model: plan.model_label(model),
                 checkpoint: format!("step{}", checkpoint.step),
                 experiment: "train".to_owned(),
-                file: checkpoint.file.map(|file| pb::Blob { name, ..file }),
+                file: Some(pb::Blob { name, ..file }),
                 artifact_root: artifact_root.clone(),
                 attempt: attempt.0,
             }))
@@ -189,7 +191,8 @@ fn place(plan: &Plan, task: TaskKey) -> (String, String) {
     let experiment = plan.experiment(task.kind).map(|pinned| pinned.folder.clone());
     match task.kind {
         TaskKind::Source => {
-            ("train".to_owned(), plan.producer(task).unwrap_or_default().to_owned())
+            let word = plan.source_word(task.model).to_owned();
+            (word, plan.producer(task).unwrap_or_default().to_owned())
         }
         TaskKind::Analyse { step, .. } => (format!("step{step}"), experiment.unwrap_or_default()),
         TaskKind::Trajectory { .. } => ("trajectory".to_owned(), experiment.unwrap_or_default()),

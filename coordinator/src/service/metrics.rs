@@ -96,7 +96,7 @@ impl Labels<'_> {
             axes: part.axes,
             model_index: model,
             model: self.model(model),
-            seed: reference.map(|model| model.seed),
+            seed: reference.and_then(|model| model.seed),
             experiment,
             version,
             params,

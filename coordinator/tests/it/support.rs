@@ -227,7 +227,8 @@ impl Worker {
                         records.push(self.record(attempt, &task, metric));
                         let file = Some(blob(&task, attempt, &format!("step{step}.safetensors")));
                         let weights_hash = format!("w{step}");
-                        let checkpoint = pb::Checkpoint { step: *step, file, weights_hash };
+                        let checkpoint =
+                            pb::Checkpoint { step: *step, file, weights_hash, imported: None };
                         records.push(self.record(attempt, &task, Body::Checkpoint(checkpoint)));
                     }
                 }
@@ -235,6 +236,7 @@ impl Worker {
                     let step = work.checkpoint.as_ref().unwrap().step;
                     records.push(self.record(attempt, &task, chunk("probe.score", step)));
                 }
+                pb::lease::Work::Import(_) => unreachable!("no test here imports"),
                 pb::lease::Work::Trajectory(_) => {
                     let entry = pb::LogEntry { text: "fitted".into(), ..Default::default() };
                     records.push(self.record(attempt, &task, Body::Log(entry)));
@@ -278,5 +280,6 @@ pub(crate) fn tasks(lease: &pb::Lease) -> Vec<pb::TaskKey> {
             work.tasks.iter().filter_map(|task| task.task.clone()).collect()
         }
         pb::lease::Work::Trajectory(work) => work.task.clone().into_iter().collect(),
+        pb::lease::Work::Import(work) => work.task.clone().into_iter().collect(),
     }
 }

@@ -3,7 +3,8 @@
 use serde_json::{Map, Value};
 
 use super::{
-    CheckpointSelection, ExperimentSpec, ModelSource, Problem, Segment, SweepSpec, expand,
+    CheckpointSelection, ExperimentSpec, ModelSource, ModelSpec, Problem, Segment, SweepSpec,
+    expand,
 };
 use crate::{
     catalog::{self, did_you_mean},
@@ -31,6 +32,16 @@ struct Checker<'a> {
     document: &'a Value,
     catalog: &'a pb::Catalog,
     problems: Vec<Problem>,
+}
+
+/// Whether a value of a group's parameter counts as not given.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(items) => items.is_empty(),
+        Value::String(text) => text.is_empty(),
+        Value::Bool(_) | Value::Number(_) | Value::Object(_) => false,
+    }
 }
 
 fn path(parts: &[&dyn ToSegment]) -> Vec<Segment> {
@@ -67,17 +78,24 @@ impl Checker<'_> {
                     let at = path(&[&"models", &index, &"train"]);
                     self.train(&at, recipe, params, model.checkpoints.as_ref());
                 }
-                ModelSource::Named(name) => self.add(
-                    here,
-                    format!("unknown model `{name}`"),
-                    Some("this version trains its models: use `train: { recipe: … }`".to_owned()),
-                ),
-                ModelSource::Hub { .. } | ModelSource::Path { .. } => self.add(
-                    here,
-                    "models from a hub or a folder are not supported by this version".to_owned(),
-                    Some("use `train: { recipe: … }`".to_owned()),
-                ),
+                ModelSource::Named(_) | ModelSource::Hub(_) | ModelSource::Path(_) => {
+                    self.import(here, model);
+                }
             }
+        }
+    }
+
+    fn import(&mut self, here: Vec<Segment>, model: &ModelSpec) {
+        let Some(found) = &model.import.found else {
+            let hint = "submit the file with `sweep submit` or `sweep local`".to_owned();
+            return self.add(here, "its checkpoints were not listed".to_owned(), Some(hint));
+        };
+        if let Err(message) = found.select(model.checkpoints.as_ref()) {
+            let mut path = here;
+            if model.checkpoints.is_some() {
+                path.push(Segment::Key("checkpoints".to_owned()));
+            }
+            self.add(path, message, None);
         }
     }
 
@@ -150,8 +168,22 @@ impl Checker<'_> {
             let inner = if canonical { "params" } else { experiment.name.as_str() };
             at.push(Segment::Key(inner.to_owned()));
             let owner = format!("experiment `{}`", experiment.name);
+            let here = at[..at.len() - 1].to_vec();
             self.params(&at, &owner, &known.params, &experiment.params, false);
+            self.reads(here, known);
         }
+    }
+
+    /// Checks that the sweep produces the metric series that an experiment always reads.
+    fn reads(&mut self, here: Vec<Segment>, known: &pb::Experiment) {
+        let produced = self.metric_names();
+        let Some(missing) = known.reads.iter().find(|name| !produced.contains(name)) else {
+            return;
+        };
+        let message =
+            format!("`{}` reads the metric `{missing}`, which nothing here produces", known.name);
+        let owner = missing.split('.').next().unwrap_or(missing);
+        self.add(here, message, Some(format!("add `{owner}` to `experiments`")));
     }
 
     /// Checks names, types and ranges of parameters; `grid` allows a list of values per parameter.
@@ -193,6 +225,7 @@ impl Checker<'_> {
                 }
             }
         }
+        self.groups(at, owner, known, given);
         for param in known.iter().filter(|param| param.kind == "metric") {
             let default = expand::default_of(param);
             let missing = default.as_str().is_none_or(str::is_empty);
@@ -208,19 +241,61 @@ impl Checker<'_> {
         }
     }
 
+    /// Checks that of each group of parameters exactly one is given.
+    fn groups(
+        &mut self,
+        at: &[Segment],
+        owner: &str,
+        known: &[pb::Param],
+        given: &Map<String, Value>,
+    ) {
+        let mut groups: Vec<&str> = known.iter().map(|param| param.group.as_str()).collect();
+        groups.retain(|group| !group.is_empty());
+        groups.dedup();
+        for group in groups {
+            let members = known.iter().filter(|param| param.group == group);
+            let members: Vec<&str> = members.map(|param| param.name.as_str()).collect();
+            let is_given = |name: &&&str| given.get(**name).is_some_and(|value| !is_empty(value));
+            let found: Vec<&str> = members.iter().filter(is_given).copied().collect();
+            let names = format!("`{}`", members.join("`, `"));
+            let message = match found.len() {
+                0 => format!("{owner} needs one of {names}"),
+                1 => continue,
+                _ => format!("{owner} takes only one of {names}"),
+            };
+            let mut path = at.to_vec();
+            match found.last() {
+                Some(name) => path.push(Segment::Key((*name).to_owned())),
+                None => drop(path.pop_if(|last| matches!(last, Segment::Key(_)))),
+            }
+            self.add(path, message, None);
+        }
+    }
+
     fn value(&self, param: &pb::Param, value: &Value) -> Result<(), (String, Option<String>)> {
         let name = &param.name;
+        if value.is_null() && expand::default_of(param).is_null() {
+            return Ok(());
+        }
         let wrong = |what: &str| Err((format!("`{name}` must be {what}, found {value}"), None));
-        let scalars: &[Value] = match param.kind.as_str() {
+        let scalars: Vec<&Value> = match param.kind.as_str() {
             "int-list" | "float-list" | "text-list" => match value.as_array() {
-                Some(list) => list,
+                Some(list) => list.iter().collect(),
                 None => return wrong("a list"),
             },
-            _ => std::slice::from_ref(value),
+            "int-lists" => {
+                let lists: Option<Vec<&Vec<Value>>> =
+                    value.as_array().and_then(|list| list.iter().map(Value::as_array).collect());
+                match lists {
+                    Some(lists) => lists.into_iter().flatten().collect(),
+                    None => return wrong("a list of lists"),
+                }
+            }
+            _ => vec![value],
         };
         for value in scalars {
             match param.kind.as_str() {
-                "int" | "int-list" if !value.is_i64() && !value.is_u64() => {
+                "int" | "int-list" | "int-lists" if !value.is_i64() && !value.is_u64() => {
                     return wrong("a whole number");
                 }
                 "float" | "float-list" if !value.is_number() => return wrong("a number"),

@@ -6,8 +6,8 @@ use std::collections::HashSet;
 use serde_json::{Map, Value};
 
 use super::{
-    CheckpointSelection, DEFAULT_MAX_ATTEMPTS, ExperimentSpec, ModelSource, ModelSpec, Problem,
-    Segment, SweepSpec,
+    CheckpointSelection, DEFAULT_MAX_ATTEMPTS, DTYPES, ExperimentSpec, Import, Listing,
+    ModelSource, ModelSpec, PROCESSING, Problem, Segment, SweepSpec,
 };
 use crate::catalog::did_you_mean;
 
@@ -211,35 +211,116 @@ impl Decoder {
         if let Some(name) = at.value.as_str() {
             return Some(ModelSpec {
                 source: ModelSource::Named(name.to_owned()),
+                import: Import::default(),
                 checkpoints: None,
             });
         }
-        let known = ["train", "hub", "path", "name", "family", "checkpoints"];
+        let sources = ["train", "model", "hub", "path"];
+        let known: Vec<&str> =
+            sources.into_iter().chain(["checkpoints"]).chain(Import::KEYS).collect();
         if !self.mapping(at, "a model name or a mapping with `train`, `hub` or `path`", &known) {
             return None;
         }
         let checkpoints = at.key("checkpoints").and_then(|at| self.checkpoints(&at));
-        let text = |decoder: &mut Self, key: &str| -> Option<String> {
-            let at = at.key(key)?;
-            let text = at.value.as_str().map(str::to_owned);
-            if text.is_none() {
-                decoder.expected(&at, "a text");
+        let mut import = self.import(at);
+        let (hub, path, model) =
+            (self.text(at, "hub"), self.text(at, "path"), self.text(at, "model"));
+        let source = match (at.key("train"), model, hub, path) {
+            (Some(train), None, None, None) => {
+                if let Some(key) = Import::KEYS.into_iter().find(|key| at.key(key).is_some()) {
+                    let at = at.key(key)?;
+                    self.problem(&at, format!("`{key}` is not for a model that is trained here"));
+                }
+                self.train(&train)?
             }
-            text
-        };
-        let (hub, path, family, name) =
-            (text(self, "hub"), text(self, "path"), text(self, "family"), text(self, "name"));
-        let source = match (at.key("train"), hub, path) {
-            (Some(train), None, None) => self.train(&train)?,
-            (None, Some(repo), None) => ModelSource::Hub { repo },
-            (None, None, Some(url)) => ModelSource::Path { url, family, name },
-            (None, None, None) if name.is_some() => ModelSource::Named(name?),
+            (None, Some(name), None, None) => ModelSource::Named(name),
+            (None, None, Some(repo), None) => ModelSource::Hub(repo),
+            (None, None, None, Some(url)) => ModelSource::Path(url),
+            // `name: pythia-160m` alone reads like the catalogue name that it is.
+            (None, None, None, None) if import.name.is_some() => {
+                ModelSource::Named(import.name.take()?)
+            }
             _ => {
-                self.problem(at, "a model needs exactly one of `train`, `hub`, `path`, `name`");
+                self.problem(at, "a model needs exactly one of `train`, `model`, `hub`, `path`");
                 return None;
             }
         };
-        Some(ModelSpec { source, checkpoints })
+        Some(ModelSpec { source, import, checkpoints })
+    }
+
+    /// An optional text that is not empty.
+    fn text(&mut self, at: &At<'_>, key: &str) -> Option<String> {
+        let at = at.key(key)?;
+        let text = at.value.as_str().filter(|text| !text.trim().is_empty()).map(str::to_owned);
+        if text.is_none() {
+            self.expected(&at, "a text");
+        }
+        text
+    }
+
+    fn import(&mut self, at: &At<'_>) -> Import {
+        let dtype = self.text(at, "dtype").filter(|dtype| {
+            let known = DTYPES.contains(&dtype.as_str());
+            if !known && let Some(at) = at.key("dtype") {
+                let hint = did_you_mean(dtype, DTYPES);
+                self.problem(&at, format!("`dtype` must be one of {}", DTYPES.join(", ")));
+                if let Some(problem) = self.problems.last_mut() {
+                    problem.hint = hint;
+                }
+            }
+            known
+        });
+        let prepend_bos = at.key("prepend_bos").and_then(|at| {
+            let given = at.value.as_bool();
+            if given.is_none() {
+                self.expected(&at, "true or false");
+            }
+            given
+        });
+        let found = at.key("found").and_then(|at| {
+            let found = Listing::from_json(at.value);
+            if found.is_none() {
+                self.expected(&at, "a listing `{ at: …{}…, checkpoints: [[step, name], …] }`");
+            }
+            found
+        });
+        Import {
+            name: self.text(at, "name"),
+            family: self.text(at, "family"),
+            dtype,
+            processing: self.processing(at),
+            prepend_bos,
+            tokenizer: self.text(at, "tokenizer"),
+            found,
+        }
+    }
+
+    /// `raw`, `folded`, or steps: joined by `+`, or as a list.
+    fn processing(&mut self, at: &At<'_>) -> Option<String> {
+        let at = at.key("processing")?;
+        let steps: Option<Vec<&str>> = match at.value {
+            Value::String(text) => Some(text.split('+').map(str::trim).collect()),
+            Value::Array(list) => list.iter().map(Value::as_str).collect(),
+            _ => None,
+        };
+        let Some(steps) = steps.filter(|steps| !steps.is_empty()) else {
+            self.expected(&at, "`raw`, `folded` or a list of steps");
+            return None;
+        };
+        if steps == ["raw"] || steps == ["folded"] {
+            return Some(steps[0].to_owned());
+        }
+        if let Some(unknown) = steps.iter().find(|step| !PROCESSING.contains(step)) {
+            let hint = did_you_mean(unknown, PROCESSING);
+            let all = PROCESSING.join(", ");
+            self.problem(&at, format!("unknown processing `{unknown}` (raw, folded, or {all})"));
+            if let Some(problem) = self.problems.last_mut() {
+                problem.hint = hint;
+            }
+            return None;
+        }
+        let chosen: Vec<&str> = PROCESSING.into_iter().filter(|p| steps.contains(p)).collect();
+        Some(chosen.join("+"))
     }
 
     fn train(&mut self, at: &At<'_>) -> Option<ModelSource> {

@@ -12,11 +12,20 @@ use crate::pb;
 const DEFAULT_CHECKPOINTS: u64 = 40;
 
 /// The values of a grid axis, if `value` is one: a list, given for a parameter that is none itself
-/// (or a list of lists for one that is).
+/// (or a list of lists for one that is, and so on).
 pub fn axis_of<'v>(param: &pb::Param, value: &'v Value) -> Option<&'v [Value]> {
     let list = value.as_array()?;
-    let is_axis = !param.kind.ends_with("-list") || list.first().is_some_and(Value::is_array);
-    is_axis.then_some(list.as_slice())
+    let own_depth = match param.kind.as_str() {
+        kind if kind.ends_with("-lists") => 2,
+        kind if kind.ends_with("-list") => 1,
+        _ => 0,
+    };
+    (depth(value) > own_depth).then_some(list.as_slice())
+}
+
+/// How many lists deep the first number or text lies.
+fn depth(value: &Value) -> usize {
+    value.as_array().map_or(0, |list| 1 + list.first().map_or(0, depth))
 }
 
 /// A parameter's default value.
@@ -123,13 +132,29 @@ pub fn model_label(
             }
             format!("{label}-seed{seed}")
         }
-        ModelSource::Named(name) => plain(&Value::String(name.clone())),
-        ModelSource::Hub { repo } => plain(&Value::String(repo.clone())),
-        ModelSource::Path { url, name, .. } => {
-            let folder = url.trim_end_matches('/').rsplit('/').next().unwrap_or(url);
-            plain(&Value::String(name.clone().unwrap_or_else(|| folder.to_owned())))
+        ModelSource::Named(_) | ModelSource::Hub(_) | ModelSource::Path(_) => {
+            let mut label = import_label(model);
+            for (name, _) in axes {
+                label = format!("{label}-{name}={}", plain(&point[name]));
+            }
+            label
         }
     }
+}
+
+/// The label of a model that this system did not train: its `name`, or else the last part of
+/// where it comes from.
+pub fn import_label(model: &ModelSpec) -> String {
+    let text = match (&model.import.name, &model.source) {
+        (Some(name), _) | (None, ModelSource::Named(name)) => name.as_str(),
+        (None, ModelSource::Hub(repo)) => repo.rsplit('/').next().unwrap_or(repo),
+        (None, ModelSource::Path(url)) => {
+            let url = url.trim_end_matches('/');
+            url.rsplit('/').next().unwrap_or(url)
+        }
+        (None, ModelSource::Train { recipe, .. }) => recipe.as_str(),
+    };
+    plain(&Value::String(text.to_owned()))
 }
 
 /// A value as part of a file name.

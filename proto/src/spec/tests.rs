@@ -34,6 +34,22 @@ fn catalog() -> pb::Catalog {
                 ..Default::default()
             },
             pb::Experiment {
+                name: "activations".into(),
+                stage: "analyse".into(),
+                params: vec![
+                    pb::Param { group: "input".into(), ..param("tokens", "int-lists", "[]") },
+                    pb::Param { group: "input".into(), ..param("text", "text-list", "[]") },
+                    param("prepend_bos", "bool", "null"),
+                ],
+                ..Default::default()
+            },
+            pb::Experiment {
+                name: "report".into(),
+                stage: "trajectory".into(),
+                reads: vec!["grokking-progress.test_loss".into()],
+                ..Default::default()
+            },
+            pb::Experiment {
                 name: "phase-transition".into(),
                 stage: "trajectory".into(),
                 params: vec![param("metric", "metric", "\"\"")],
@@ -131,6 +147,45 @@ fn every_mistake_is_named_with_its_place() {
 }
 
 #[test]
+fn one_of_a_group_and_lists_of_lists() {
+    let with = |params: Value| json!({ "experiments": [{ "activations": params }] });
+    check(with(json!({ "tokens": [[1, 2], [3]] })), "");
+    check(with(json!({ "text": ["a"], "prepend_bos": null })), "");
+    check(with(json!({ "text": ["a"], "tokens": [] })), "");
+    check(json!({ "experiments": ["activations"] }), "needs one of `tokens`, `text`");
+    check(with(json!({ "tokens": [] })), "needs one of `tokens`, `text`");
+    check(
+        with(json!({ "text": ["a"], "tokens": [[1]] })),
+        "experiments[0].activations.text: experiment `activations` takes only one of",
+    );
+    check(with(json!({ "tokens": [1, 2] })), "`tokens` must be a list of lists, found [1,2]");
+    check(with(json!({ "tokens": [[1, "x"]] })), "`tokens` must be a whole number");
+    check(with(json!({ "tokens": [[1.5]] })), "`tokens` must be a whole number");
+    check(with(json!({ "tokens": [[1]], "prepend_bos": 1 })), "must be true or false");
+    check(with(json!({ "text": null })), "`text` must be a list");
+}
+
+#[test]
+fn what_is_read_has_to_be_produced() {
+    check(json!({ "trajectory": ["report"] }), "");
+    check(
+        json!({ "trajectory": ["report"], "experiments": [] }),
+        "trajectory[0]: `report` reads the metric `grokking-progress.test_loss`, which nothing here \
+         produces; add `grokking-progress` to `experiments`",
+    );
+}
+
+#[test]
+fn lists_of_lists_are_axes_only_one_level_deeper() {
+    let param = |kind: &str| pb::Param { kind: kind.into(), ..Default::default() };
+    let is_axis = |kind: &str, value: Value| expand::axis_of(&param(kind), &value).is_some();
+    assert!(is_axis("int", json!([1])) && !is_axis("int", json!(1)));
+    assert!(is_axis("int-list", json!([[1]])) && !is_axis("int-list", json!([1])));
+    assert!(is_axis("int-lists", json!([[[1]]])) && !is_axis("int-lists", json!([[1]])));
+    assert!(!is_axis("int-lists", json!([])) && is_axis("int", json!([])));
+}
+
+#[test]
 fn equal_sweeps_have_equal_ids_and_survive_a_round_trip() {
     let short = json!({ "name": "g", "models": [{ "train": { "recipe": "r", "seeds": 2,
         "params": { "b": 1, "a": 2 } } }], "experiments": ["e"] });
@@ -166,6 +221,48 @@ fn grids_are_indexed_without_being_built() {
     assert_eq!((&point["p"], &point["weight_decay"]), (&json!(71), &json!(0.3)));
     assert_eq!(point["widths"], json!([1, 2]));
     let source = ModelSource::Train { recipe: "r".into(), params: params.clone(), seeds: vec![0] };
-    let model = ModelSpec { source, checkpoints: None };
+    let model = ModelSpec { source, import: Import::default(), checkpoints: None };
     assert_eq!(expand::model_label(&model, &axes, &point, 7), "r-p=71-weight_decay=0.3-seed7");
+}
+
+#[test]
+fn imported_models_are_decoded_with_their_settings() {
+    let document = json!({ "name": "real", "models": [
+        "pythia-160m",
+        { "hub": "EleutherAI/pythia-70m", "checkpoints": { "steps": [0, 512] } },
+        { "path": "runs/my-lm/", "family": "gpt2", "dtype": "float64",
+          "processing": ["center_unembed", "fold_ln"], "prepend_bos": true },
+        { "name": "gpt2" },
+    ] });
+    let spec = SweepSpec::decode(&document).unwrap();
+    let labels: Vec<String> = spec.models.iter().map(expand::import_label).collect();
+    assert_eq!(labels, ["pythia-160m", "pythia-70m", "my-lm", "gpt2"]);
+    assert_eq!(spec.models[2].import.processing.as_deref(), Some("fold_ln+center_unembed"));
+    assert_eq!(SweepSpec::decode(&spec.to_json()).unwrap(), spec);
+    let problems = spec.check(&document, &catalog()).unwrap_err();
+    assert!(problems[0].one_line().contains("models[0]: its checkpoints were not listed"));
+
+    let refuse = |model: serde_json::Value, expected: &str| {
+        let document = json!({ "name": "x", "models": [model] });
+        let problems = SweepSpec::decode(&document).unwrap_err();
+        let lines: Vec<String> = problems.iter().map(Problem::one_line).collect();
+        assert!(lines.iter().any(|line| line.contains(expected)), "{lines:?}");
+    };
+    refuse(json!({ "path": "a", "hub": "b" }), "exactly one of");
+    refuse(json!({ "path": "a", "dtype": "float99" }), "`dtype` must be one of");
+    refuse(json!({ "path": "a", "processing": "fold" }), "unknown processing `fold`");
+    refuse(json!({ "path": "" }), "expected a text");
+    refuse(json!({ "train": { "recipe": "r" }, "dtype": "float32" }), "is trained here");
+}
+
+#[test]
+fn a_listing_decides_which_steps_exist() {
+    let document = json!({ "name": "x", "models": [{
+        "path": "a", "checkpoints": { "steps": [3] },
+        "found": { "at": "file:///a/{}", "checkpoints": [[0, "step0"], [5, "step5"]] },
+    }] });
+    let spec = SweepSpec::decode(&document).unwrap();
+    let problems = spec.check(&document, &catalog()).unwrap_err();
+    let line = problems[0].one_line();
+    assert!(line.contains("models[0].checkpoints: there is no checkpoint of step 3"), "{line}");
 }

@@ -75,9 +75,7 @@ fn analyse_all(run: &mut Run) -> Result<MemorySink> {
     for step in run.steps.clone() {
         let here = run.load(step)?;
         let model = Transformer::new(here.config.clone(), here.weights.shallow_clone())?;
-        let device = Device::Cpu;
-        let subject =
-            Subject { checkpoint: &here, model: &model, init: Some(&init), previous: None, device };
+        let subject = Subject { init: Some(&init), ..Subject::of(&here, &model) };
         let mut other = MemorySink::default();
         let mut jobs = [
             AnalyseJob { experiment: progress, params: &params, sink: &mut sink },

@@ -149,6 +149,12 @@ pub enum Axis {
     Cascade,
     /// Property of a digit or a run that may explain an order or a time.
     Predictor,
+    /// Row of the token set, in the order given.
+    Row,
+    /// Element type, labelled as safetensors name it (`F32`).
+    Dtype,
+    /// Kind of finding, labelled with its name.
+    Finding,
 }
 
 impl Axis {
@@ -167,6 +173,9 @@ impl Axis {
             Self::Digit => "digit",
             Self::Cascade => "cascade",
             Self::Predictor => "predictor",
+            Self::Row => "row",
+            Self::Dtype => "dtype",
+            Self::Finding => "finding",
         }
     }
 }
@@ -196,6 +205,8 @@ pub enum Unit {
     Decades,
     /// Angle.
     Radians,
+    /// Storage size of data.
+    Bytes,
     /// Pure number without a natural scale.
     Dimensionless,
 }
@@ -215,6 +226,7 @@ impl Unit {
             Self::Steps => "steps",
             Self::Decades => "decades",
             Self::Radians => "radians",
+            Self::Bytes => "bytes",
             Self::Dimensionless => "dimensionless",
         }
     }

@@ -5,7 +5,7 @@
 //! clock, environment or global random state. Contract: equal inputs and parameters on the same
 //! device kind give equal metrics.
 
-use sweep_lens::{Device, Hook, Tensor, Transformer, Weights, checkpoint::Checkpoint};
+use sweep_lens::{Hook, Tensor, checkpoint::Checkpoint};
 
 use crate::{
     card::{Card, Stage},
@@ -14,6 +14,8 @@ use crate::{
     sink::Context,
     trajectory::TrajectoryInput,
 };
+
+pub(crate) use crate::subject::Subject;
 
 /// One analysis. Implement [`Experiment::analyse`] or [`Experiment::trajectory`], as
 /// [`Card::stage`] says.
@@ -67,20 +69,6 @@ pub enum Inputs {
     Checkpoints,
     /// Only these metric series, by full name `experiment.metric`.
     Series(Vec<String>),
-}
-
-/// One loaded checkpoint, immutable, on a device.
-pub struct Subject<'a> {
-    /// Config, weights, step and what the recipe recorded.
-    pub checkpoint: &'a Checkpoint,
-    /// The transformer over those weights.
-    pub model: &'a Transformer,
-    /// Weights before training, if known.
-    pub init: Option<&'a Weights>,
-    /// Step and weights of the checkpoint before this one, if there is one.
-    pub previous: Option<(u64, &'a Weights)>,
-    /// Where weights and activations live.
-    pub device: Device,
 }
 
 /// How an experiment looks at a checkpoint.

@@ -24,17 +24,20 @@ pub mod fourier;
 mod golden;
 mod gram;
 mod group;
+mod integrity;
 mod interventions;
 mod modular;
 pub mod optimizer;
 mod params;
 mod progress_measures;
+mod prompts;
 pub mod random;
 pub mod rebasin;
 mod recipe;
 pub mod recipes;
 mod sequence;
 mod sink;
+mod subject;
 mod train;
 mod trainer_state;
 mod trajectory;
@@ -47,15 +50,14 @@ pub use crate::{
     card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
     error::{Class, Error, Result},
     executor::{AnalyseJob, analyse},
-    experiment::{
-        Analysis, AnyExperiment, Experiment, Inputs, Observer, Procedure, Subject, TokenSet,
-    },
+    experiment::{Analysis, AnyExperiment, Experiment, Inputs, Observer, Procedure, TokenSet},
     experiments::EXPERIMENTS,
     interventions::{Auxiliary, Interventions, Measure, Penalty},
     params::{MetricName, NoParams, ParamDef, ParamKind, ParamSet, ParamType},
     recipe::{AnyRecipe, Objective, Plan, Recipe},
     recipes::RECIPES,
     sink::{Cancelled, Context, MemorySink, Sink},
+    subject::{FileIdentity, StoredTensors, Subject, TextCodec},
     train::{CheckpointPlan, SeedOutcome, Signal, TrainSink, train},
     trajectory::{Cell, Checkpoints, Series, SeriesTable, TrajectoryInput, trajectory},
     value::Value,

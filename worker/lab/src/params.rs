@@ -26,6 +26,8 @@ pub enum ParamKind {
     FloatList,
     /// List of texts.
     TextList,
+    /// List of lists of integers.
+    IntLists,
     /// Full name of a metric, `experiment.metric`.
     Metric,
 }
@@ -41,6 +43,7 @@ impl ParamKind {
             Self::IntList => "int-list",
             Self::FloatList => "float-list",
             Self::TextList => "text-list",
+            Self::IntLists => "int-lists",
             Self::Metric => "metric",
         }
     }
@@ -49,12 +52,14 @@ impl ParamKind {
         let list = |accept: fn(&Value) -> bool| {
             value.as_array().is_some_and(|items| items.iter().all(accept))
         };
+        let is_whole = |item: &Value| item.is_i64() || item.is_u64();
         match self {
-            Self::Int => value.is_i64() || value.is_u64(),
+            Self::Int => is_whole(value),
             Self::Float => value.is_number(),
             Self::Bool => value.is_boolean(),
             Self::Text | Self::Metric => value.is_string(),
-            Self::IntList => list(|item| item.is_i64() || item.is_u64()),
+            Self::IntList => list(is_whole),
+            Self::IntLists => list(|item| Self::IntList.accepts(item)),
             Self::FloatList => list(Value::is_number),
             Self::TextList => list(Value::is_string),
         }
@@ -76,6 +81,8 @@ pub struct ParamDef {
     pub max: Option<f64>,
     /// Accepted texts; empty means any.
     pub choices: &'static [&'static str],
+    /// Of the parameters of one group exactly one has to be given, and not be empty.
+    pub group: Option<&'static str>,
     /// One sentence.
     pub doc: &'static str,
 }
@@ -86,13 +93,20 @@ impl ParamDef {
         self.kind == ParamKind::Metric && (self.default)() == ""
     }
 
+    /// True if `null` may be given: the experiment decides, as it does by default.
+    fn is_optional(&self) -> bool {
+        (self.default)().is_null()
+    }
+
     fn check(&self, value: &Value) -> Result<()> {
         let fail = |problem: String| Err(Error::params(self.name, problem));
+        if value.is_null() && self.is_optional() {
+            return Ok(());
+        }
         if !self.kind.accepts(value) {
             return fail(format!("expected {}, found {value}", self.kind.name()));
         }
-        let items = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
-        for item in items {
+        for item in leaves(value) {
             if let Some(number) = item.as_f64() {
                 if self.min.is_some_and(|min| number < min) {
                     return fail(format!(
@@ -125,6 +139,40 @@ impl ParamDef {
         }
         Ok(())
     }
+}
+
+/// The numbers, texts and truth values in `value`, however deep its lists.
+fn leaves(value: &Value) -> Vec<&Value> {
+    match value.as_array() {
+        Some(items) => items.iter().flat_map(leaves).collect(),
+        None => vec![value],
+    }
+}
+
+/// Whether a value of a group's parameter counts as given.
+fn is_given(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Array(items) => !items.is_empty(),
+        Value::String(text) => !text.is_empty(),
+        Value::Bool(_) | Value::Number(_) | Value::Object(_) => true,
+    }
+}
+
+/// Checks that of each group exactly one parameter is given.
+fn check_groups(defs: &[ParamDef], given: &Map<String, Value>) -> Result<()> {
+    for group in defs.iter().filter_map(|def| def.group) {
+        let members: Vec<&str> =
+            defs.iter().filter(|def| def.group == Some(group)).map(|def| def.name).collect();
+        let found: Vec<&str> =
+            members.iter().copied().filter(|name| given.get(*name).is_some_and(is_given)).collect();
+        if found.len() != 1 {
+            let found = if found.is_empty() { "none".to_owned() } else { found.join(" and ") };
+            let problem = format!("expected exactly one of them, found {found}");
+            return Err(Error::params(&members.join(" or "), problem));
+        }
+    }
+    Ok(())
 }
 
 /// A parameter struct made by `params!`.
@@ -161,6 +209,7 @@ macro_rules! kinds {
 kinds! {
     i64 => Int, u64 => Int, f64 => Float, bool => Bool, String => Text, MetricName => Metric,
     Vec<i64> => IntList, Vec<u64> => IntList, Vec<f64> => FloatList, Vec<String> => TextList,
+    Vec<Vec<i64>> => IntLists, Option<bool> => Bool, Option<u64> => Int,
 }
 
 /// Strictly decodes `value` (an object; `null` means all defaults): unknown names, wrong kinds and
@@ -188,6 +237,7 @@ pub(crate) fn decode<P: ParamSet>(value: &Value) -> Result<P> {
             format!("expected {}, found nothing", def.kind.name()),
         ));
     }
+    check_groups(P::DEFS, &given)?;
     serde_json::from_value(Value::Object(given))
         .map_err(|error| Error::params("(all)", error.to_string()))
 }
@@ -204,7 +254,8 @@ pub(crate) fn defaults(defs: &[ParamDef]) -> Value {
     Value::Object(defs.iter().map(|def| (def.name.to_owned(), (def.default)())).collect())
 }
 
-/// Declares a parameter struct: name, type, default, optional `min`, `max`, `choices`, and docs.
+/// Declares a parameter struct: name, type, default, optional `min`, `max`, `choices`, `group`, and
+/// docs. An `Option` is decided by the experiment unless given.
 ///
 /// ```ignore
 /// params! {
@@ -222,7 +273,8 @@ macro_rules! params {
             $(
                 $(#[doc = $doc:literal])+
                 $name:ident : $ty:ty = $default:expr
-                    $(, min = $min:expr)? $(, max = $max:expr)? $(, choices = $choices:expr)? ;
+                    $(, min = $min:expr)? $(, max = $max:expr)? $(, choices = $choices:expr)?
+                    $(, group = $group:expr)? ;
             )+
         }
     ) => {
@@ -249,6 +301,7 @@ macro_rules! params {
                     min: $crate::params::params!(@optional $($min)?),
                     max: $crate::params::params!(@optional $($max)?),
                     choices: $crate::params::params!(@list $($choices)?),
+                    group: $crate::params::params!(@optional $($group)?),
                     doc: concat!($($doc,)+).trim_ascii(),
                 }, )+
             ];
@@ -283,6 +336,18 @@ mod tests {
             of: String = "a".to_owned(), choices = ["a", "b"];
             /// What to look at.
             metric: MetricName = MetricName::default();
+        }
+    }
+
+    params! {
+        /// One of two, and one that may be left open.
+        pub struct Either {
+            /// Rows.
+            rows: Vec<Vec<i64>> = Vec::new(), min = 0.0, group = "input";
+            /// Texts.
+            text: Vec<String> = Vec::new(), group = "input";
+            /// Whether.
+            flag: Option<bool> = None;
         }
     }
 
@@ -327,10 +392,37 @@ mod tests {
             (json!({}), "metric", "found nothing"),
             (json!([1]), "(all)", "object"),
         ] {
-            let error = decode::<Knobs>(&bad).unwrap_err();
-            let Error::Params { name: named, problem } = &error else { panic!("{error}") };
-            assert_eq!(named, name, "{bad}");
-            assert!(problem.contains(words), "{problem} lacks {words}");
+            check_refused::<Knobs>(&bad, name, words);
         }
+        for (bad, name, words) in [
+            (json!({}), "rows or text", "exactly one of them, found none"),
+            (json!({"rows": [], "text": []}), "rows or text", "found none"),
+            (json!({"rows": [[1]], "text": ["a"]}), "rows or text", "found rows and text"),
+            (json!({"rows": [1, 2]}), "rows", "expected int-lists"),
+            (json!({"rows": [[1, 2.5]]}), "rows", "expected int-lists"),
+            (json!({"rows": [[1], [2, -1]]}), "rows", "below the minimum 0"),
+            (json!({"rows": null}), "rows", "found null"),
+            (json!({"rows": [[1]], "flag": 1}), "flag", "expected bool"),
+        ] {
+            check_refused::<Either>(&bad, name, words);
+        }
+    }
+
+    #[track_caller]
+    fn check_refused<P: ParamSet + std::fmt::Debug>(bad: &Value, name: &str, words: &str) {
+        let error = decode::<P>(bad).unwrap_err();
+        let Error::Params { name: named, problem } = &error else { panic!("{error}") };
+        assert_eq!(named, name, "{bad}");
+        assert!(problem.contains(words), "{problem} lacks {words}");
+    }
+
+    #[test]
+    fn options_stay_open_and_lists_nest() {
+        let canonical = canonical::<Either>(&json!({"rows": [[1, 2], [3]]})).unwrap();
+        assert_eq!(canonical, json!({"rows": [[1, 2], [3]], "text": [], "flag": null}));
+        let decoded: Either = decode(&canonical).unwrap();
+        assert_eq!((decoded.rows, decoded.flag), (vec![vec![1, 2], vec![3]], None));
+        let decoded: Either = decode(&json!({"text": ["a"], "flag": false})).unwrap();
+        assert_eq!((decoded.text.len(), decoded.flag), (1, Some(false)));
     }
 }

@@ -84,7 +84,7 @@ pub type SeriesTable = BTreeMap<String, Series>;
 
 /// What a trajectory experiment may read.
 pub struct TrajectoryInput<'a> {
-    /// Checkpoints, if [`crate::Inputs::Checkpoints`] was asked for.
+    /// Checkpoints: always if [`crate::Inputs::Checkpoints`] was asked for, else where they are known.
     pub checkpoints: Option<&'a mut dyn Checkpoints>,
     /// Series, as [`crate::Inputs::Series`] asked.
     pub series: &'a SeriesTable,

@@ -1,4 +1,5 @@
-//! Multi-head causal self-attention with optional rotary positions and grouped key/value heads.
+//! Multi-head causal self-attention with optional rotary positions, grouped key/value heads, normalized or
+//! clipped queries and keys, and windows.
 //!
 //! Attention itself has no parameters, so a population's models are folded into the batch there; only
 //! the four projections are per model. Scores and softmax are computed in f32 at least.
@@ -7,11 +8,12 @@ use tch::{Kind, Tensor};
 
 use crate::{
     axes::{Axes, last_position},
-    config::{Config, Positional},
+    config::{Config, Normalization},
     error::Result,
-    hook::{Hook, Site},
+    hook::{Hook, Norm, Site},
     hooks::{self, Hooks},
     linear::{affine, broadcast},
+    norm::NormLayer,
     rotary::Rotary,
     weights::Weights,
 };
@@ -24,7 +26,13 @@ pub(crate) struct Attention {
     v: Projection,
     w_o: Tensor,         // [head, d_head, d_model]
     b_o: Option<Tensor>, // [d_model]
+    /// Norms of queries and keys over all heads together.
+    qk_norm: Option<(NormLayer, NormLayer)>,
+    /// Bound of queries, keys and values.
+    clip: Option<f64>,
     rotary: Option<Rotary>,
+    /// How many positions a query sees, its own included, if not all.
+    window: Option<i64>,
     /// What scores are divided by.
     scale: f64,
     /// Query heads per key/value head.
@@ -56,7 +64,12 @@ pub(crate) struct Qkv {
 }
 
 impl Attention {
-    pub(crate) fn new(layer: i64, config: &Config, weights: &Weights) -> Result<Self> {
+    pub(crate) fn new(
+        layer: i64,
+        config: &Config,
+        weights: &Weights,
+        rotary: Option<&Rotary>,
+    ) -> Result<Self> {
         let name = |part: &str| format!("blocks.{layer}.attn.{part}");
         let projection = |letter: &str| -> Result<Projection> {
             Ok(Projection {
@@ -64,23 +77,24 @@ impl Attention {
                 b: weights.get(&name(&format!("b_{letter}"))).map(Tensor::shallow_clone),
             })
         };
-        let q = projection("Q")?;
-        let rotary = match config.positional {
-            Positional::Rotary { dim, base, scaling } => {
-                let options = (q.w.kind(), q.w.device());
-                Some(Rotary::new(dim, base, scaling, config.n_ctx, options))
-            }
-            Positional::Learned | Positional::Shortformer | Positional::None => None,
+        let qk_norm = if config.qk_norm {
+            let norm = |part| NormLayer::new(&name(part), Normalization::Rms, config.eps, weights);
+            Some((norm("q_norm")?, norm("k_norm")?))
+        } else {
+            None
         };
         let layer_scale =
             if config.scale_attn_by_inverse_layer_idx { (layer + 1) as f64 } else { 1.0 };
         Ok(Attention {
-            q,
+            q: projection("Q")?,
             k: projection("K")?,
             v: projection("V")?,
             w_o: weights.require(&name("W_O"))?.shallow_clone(),
             b_o: weights.get(&name("b_O")).map(Tensor::shallow_clone),
-            rotary,
+            qk_norm,
+            clip: config.clip_qkv,
+            rotary: rotary.cloned(),
+            window: config.window(layer),
             scale: config.attn_scale * layer_scale,
             group: config.n_heads / config.n_key_value_heads,
         })
@@ -103,6 +117,17 @@ impl Attention {
         let q = hooks::at(hooks, site(Site::Q), self.q.forward(&query_input, query_axes));
         let k = hooks::at(hooks, site(Site::K), self.k.forward(inputs.query_key, axes));
         let v = hooks::at(hooks, site(Site::V), self.v.forward(inputs.value, axes));
+        let (q, k) = match &self.qk_norm {
+            None => (q, k),
+            Some((q_norm, k_norm)) => (
+                over_all_heads(q_norm, &q, |norm| site(Site::QNorm(norm)), hooks),
+                over_all_heads(k_norm, &k, |norm| site(Site::KNorm(norm)), hooks),
+            ),
+        };
+        let (q, k, v) = match self.clip {
+            None => (q, k, v),
+            Some(clip) => (q.clamp(-clip, clip), k.clamp(-clip, clip), v.clamp(-clip, clip)),
+        };
         let Some(rotary) = &self.rotary else { return Qkv { q, k, v } };
         let first_query = axes.pos - query_axes.pos;
         let q = hooks::at(hooks, site(Site::RotQ), rotary.apply(&q, first_query));
@@ -130,6 +155,8 @@ impl Attention {
             k: fold_models(&qkv.k, self.group),
             v: fold_models(&qkv.v, self.group),
             scale: self.scale,
+            // A window that reaches beyond the first key hides nothing.
+            window: self.window.filter(|&window| window < qkv.k.size()[qkv.k.dim() - 3]),
             axes,
             scores: Hook::block(layer, Site::AttnScores),
             pattern: Hook::block(layer, Site::Pattern),
@@ -189,6 +216,8 @@ struct Folded {
     k: Tensor, // [sequence, key, head, d_head]
     v: Tensor, // [sequence, key, head, d_head]
     scale: f64,
+    /// How many keys each query sees, if not all up to its own position.
+    window: Option<i64>,
     /// Axes of the queries, for the shapes that hooks see.
     axes: Axes,
     scores: Hook,
@@ -205,6 +234,7 @@ impl Folded {
         let q = widened(&self.q) / self.scale; // [sequence, 1, head, d_head]
         let scores = (q * widened(&self.k)).sum_dim_intlist(&[-1i64][..], false, None::<Kind>);
         let scores = scores.transpose(1, 2).unsqueeze(2); // [sequence, head, 1, key]
+        let scores = if self.window.is_some() { self.masked(&scores) } else { scores };
         let pattern = self.pattern(scores, kind, hooks); // [sequence, head, 1, key]
         let weights = pattern.squeeze_dim(2).transpose(1, 2).unsqueeze(-1); // [sequence, key, head, 1]
         (weights * &self.v).sum_dim_intlist(&[1i64][..], true, None::<Kind>) // [sequence, 1, head, d_head]
@@ -216,7 +246,7 @@ impl Folded {
         let kind = self.v.kind();
         let q = widened(&self.q).transpose(1, 2) / self.scale; // [sequence, head, query, d_head]
         let k = widened(&self.k).permute([0, 2, 3, 1]); // [sequence, head, d_head, key]
-        let scores = masked(&q.matmul(&k)); // [sequence, head, query, key]
+        let scores = self.masked(&q.matmul(&k)); // [sequence, head, query, key]
         let pattern = self.pattern(scores, kind, hooks);
         pattern.matmul(&self.v.transpose(1, 2)).transpose(1, 2) // [sequence, query, head, d_head]
     }
@@ -225,8 +255,31 @@ impl Folded {
     fn fused(&self) -> Tensor {
         let [q, k, v] = [&self.q, &self.k, &self.v].map(|x| x.transpose(1, 2));
         let scale = Some(1.0 / self.scale);
-        Tensor::scaled_dot_product_attention(&q, &k, &v, None::<Tensor>, 0.0, true, scale, false)
+        let mask = self.window.map(|_| {
+            self.hidden(q.size()[2], k.size()[2]).logical_not() // [query, key]
+        });
+        let is_causal = mask.is_none();
+        Tensor::scaled_dot_product_attention(&q, &k, &v, mask, 0.0, is_causal, scale, false)
             .transpose(1, 2) // [sequence, query, head, d_head]
+    }
+
+    /// Sets the scores of keys that the query does not see to `-inf`.
+    fn masked(&self, scores: &Tensor) -> Tensor {
+        let size = scores.size();
+        let hidden = self.hidden(size[size.len() - 2], size[size.len() - 1]);
+        scores.masked_fill(&hidden, f64::NEG_INFINITY)
+    }
+
+    /// Which keys stand behind their query or in front of its window, `[query, key]`; the last query
+    /// stands at the last key.
+    fn hidden(&self, n_queries: i64, n_keys: i64) -> Tensor {
+        let first_query = n_keys - n_queries;
+        let ones = Tensor::ones([n_queries, n_keys], (Kind::Bool, self.q.device()));
+        let behind = ones.triu(first_query + 1);
+        match self.window {
+            None => behind,
+            Some(window) => behind.logical_or(&ones.tril(first_query - window)),
+        }
     }
 
     /// Passes scores to the hooks, normalizes them, and passes the pattern to the hooks; both are
@@ -256,10 +309,12 @@ fn fold_models(x: &Tensor, group: i64) -> Tensor {
     if group == 1 { x } else { x.repeat_interleave_self_int(group, 2, None) }
 }
 
-/// Sets the scores of keys that stand behind their query to `-inf`.
-fn masked(scores: &Tensor) -> Tensor {
-    let size = scores.size();
-    let square = [size[size.len() - 2], size[size.len() - 1]]; // [query, key]
-    let behind = Tensor::ones(square, (Kind::Bool, scores.device())).triu(1);
-    scores.masked_fill(&behind, f64::NEG_INFINITY)
+/// Normalizes `[(n_models,) batch, pos, head, d_head]` over both last axes.
+fn over_all_heads(
+    norm: &NormLayer,
+    x: &Tensor,
+    hook: impl Fn(Norm) -> Hook,
+    hooks: &mut dyn Hooks,
+) -> Tensor {
+    norm.forward(&x.flatten(-2, -1), hook, hooks).view(x.size().as_slice())
 }

@@ -46,8 +46,11 @@ pub struct Config {
     pub attn_only: bool,
     /// Whether attention and MLP both read the block's input (each through its own norm).
     pub parallel_attn_mlp: bool,
-    /// Norm in front of attention and MLP.
+    /// Norm of attention and MLP.
     pub normalization: Normalization,
+    /// Whether that norm stands in front of the component or behind it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub norm_position: NormPosition,
     /// Norm in front of the unembedding.
     pub final_normalization: Normalization,
     /// Added to the variance (or mean square) inside the square root of every norm.
@@ -58,6 +61,19 @@ pub struct Config {
     pub attn_scale: f64,
     /// Whether scores of layer `l` are divided by `l + 1` as well (Stanford CRFM's GPT-2).
     pub scale_attn_by_inverse_layer_idx: bool,
+    /// Whether queries and keys are divided by their root mean square, all heads together, and weighted
+    /// (OLMo-2).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub qk_norm: bool,
+    /// Queries, keys and values are clipped to plus and minus this (OLMo).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub clip_qkv: Option<f64>,
+    /// How far each layer looks back; empty when all layers see everything.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub attn_types: Vec<AttnType>,
+    /// How many positions a local layer sees, its own included.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub window_size: Option<i64>,
     /// Whether analyses put the beginning-of-sequence token in front unless told otherwise.
     pub default_prepend_bos: bool,
 }
@@ -102,7 +118,28 @@ pub enum ActFn {
     SoluLn,
 }
 
-/// Kind of normalization in front of a component.
+/// Where the norm of a component stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormPosition {
+    /// In front: the component reads the normalized residual stream.
+    #[default]
+    Pre,
+    /// Behind: the component reads the residual stream as it is, and what it writes is normalized (OLMo-2).
+    Post,
+}
+
+/// How far a layer looks back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttnType {
+    /// At every earlier position.
+    Global,
+    /// At the last [`Config::window_size`] positions, its own included.
+    Local,
+}
+
+/// Kind of normalization of a component.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Normalization {
@@ -170,6 +207,21 @@ impl Normalization {
     pub fn has_weight(self) -> bool {
         matches!(self, Normalization::Ln | Normalization::Rms)
     }
+
+    /// Whether the norm subtracts the mean.
+    pub fn is_centered(self) -> bool {
+        matches!(self, Normalization::Ln | Normalization::LnPre)
+    }
+
+    /// The same norm after its weight and bias have been folded into the next map.
+    #[must_use]
+    pub fn folded(self) -> Self {
+        match self {
+            Normalization::Ln | Normalization::LnPre => Normalization::LnPre,
+            Normalization::Rms | Normalization::RmsPre => Normalization::RmsPre,
+            Normalization::None => Normalization::None,
+        }
+    }
 }
 
 impl Config {
@@ -193,11 +245,16 @@ impl Config {
             attn_only: false,
             parallel_attn_mlp: false,
             normalization: Normalization::None,
+            norm_position: NormPosition::Pre,
             final_normalization: Normalization::None,
             eps: 1e-5,
             positional: Positional::Learned,
             attn_scale: (d_head as f64).sqrt(),
             scale_attn_by_inverse_layer_idx: false,
+            qk_norm: false,
+            clip_qkv: None,
+            attn_types: Vec::new(),
+            window_size: None,
             default_prepend_bos: false,
         }
     }
@@ -248,7 +305,14 @@ impl Config {
         self.validate_mlp()?;
         self.validate_architecture()?;
         self.validate_positional()?;
-        for (name, value) in [("eps", self.eps), ("attn_scale", self.attn_scale)] {
+        self.validate_windows()?;
+        if self.norm_position == NormPosition::Post && self.parallel_attn_mlp {
+            return Err(Error::Config("norm_position post has no parallel form".to_owned()));
+        }
+        let clip = self.clip_qkv.map(|clip| ("clip_qkv", clip));
+        for (name, value) in
+            [("eps", self.eps), ("attn_scale", self.attn_scale)].into_iter().chain(clip)
+        {
             if !(value.is_finite() && value > 0.0) {
                 return Err(Error::Config(format!(
                     "{name} is {value}, expected a positive number"
@@ -267,6 +331,31 @@ impl Config {
             | Normalization::LnPre
             | Normalization::Rms
             | Normalization::RmsPre => Normalization::LnPre,
+        }
+    }
+
+    /// How many positions a layer sees, its own included; `None` when it sees all.
+    pub fn window(&self, layer: i64) -> Option<i64> {
+        let attn_type = usize::try_from(layer).ok().and_then(|layer| self.attn_types.get(layer));
+        if attn_type == Some(&AttnType::Local) { self.window_size } else { None }
+    }
+
+    fn validate_windows(&self) -> Result<()> {
+        let n_types = self.attn_types.len();
+        if n_types != 0 && n_types as i64 != self.n_layers {
+            return Err(Error::Config(format!(
+                "attn_types has {n_types} entries, expected n_layers {} or none",
+                self.n_layers
+            )));
+        }
+        match self.window_size {
+            Some(window) if !(1..=MAX_SIZE).contains(&window) => {
+                Err(Error::Config(format!("window_size is {window}, expected 1 to {MAX_SIZE}")))
+            }
+            None if self.attn_types.contains(&AttnType::Local) => Err(Error::Config(
+                "window_size is absent, expected one with local attn_types".to_owned(),
+            )),
+            _ => Ok(()),
         }
     }
 
@@ -349,9 +438,15 @@ impl Config {
 }
 
 /// Largest accepted size of an axis: far above any model, far below overflow of a product of two.
-const MAX_SIZE: i64 = 1 << 24;
+pub(crate) const MAX_SIZE: i64 = 1 << 24;
 /// Largest accepted depth.
-const MAX_LAYERS: i64 = 4096;
+pub(crate) const MAX_LAYERS: i64 = 4096;
+
+/// Keeps fields that later versions added out of files that do not use them, so that older readers open
+/// those files and their bytes stay the same.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
 
 #[cfg(test)]
 mod tests {
@@ -376,6 +471,17 @@ mod tests {
         check(|c| c.d_mlp = 0, "d_mlp is 0");
         check(|c| c.eps = f64::NAN, "eps is NaN");
         check(|c| c.attn_scale = 0.0, "attn_scale is 0");
+        check(|c| c.clip_qkv = Some(0.0), "clip_qkv is 0");
+        check(|c| c.attn_types = vec![AttnType::Global], "attn_types has 1 entries");
+        check(|c| c.attn_types = vec![AttnType::Local; 2], "window_size is absent");
+        check(|c| c.window_size = Some(0), "window_size is 0");
+        check(
+            |c| {
+                c.norm_position = NormPosition::Post;
+                c.parallel_attn_mlp = true;
+            },
+            "norm_position post",
+        );
         let rotary = |dim, scaling| Positional::Rotary { dim, base: 1e4, scaling };
         check(|c| c.positional = rotary(3, RotaryScaling::None), "rotary dim is 3");
         check(|c| c.positional = rotary(6, RotaryScaling::None), "to d_head 4");
@@ -424,8 +530,21 @@ mod tests {
             ..Config::toy(2, 48, 4, 10, 8)
         };
         let text = serde_json::to_string(&config).unwrap();
+        // Files that use no later field look as they always did.
+        assert!(!text.contains("qk_norm") && !text.contains("attn_types"), "{text}");
         let back: Config = serde_json::from_str(&text).unwrap();
         assert_eq!(config, back);
+        let later = Config {
+            norm_position: NormPosition::Post,
+            qk_norm: true,
+            clip_qkv: Some(8.0),
+            attn_types: vec![AttnType::Global, AttnType::Local],
+            window_size: Some(3),
+            ..config
+        };
+        assert_eq!((later.window(0), later.window(1), later.window(2)), (None, Some(3), None));
+        let text = serde_json::to_string(&later).unwrap();
+        assert_eq!(serde_json::from_str::<Config>(&text).unwrap(), later);
         let extended = text.replacen('{', "{\"n_experts\":2,", 1);
         assert!(serde_json::from_str::<Config>(&extended).is_err());
     }

@@ -75,6 +75,9 @@ pub enum Error {
         /// How many of its elements are NaN or infinite.
         count: i64,
     },
+    /// The files of a tokenizer are damaged or incomplete, or a text cannot be tokenized.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
     /// The model or the library cannot do what was asked.
     #[error("unsupported: {0}")]
     Unsupported(String),
@@ -129,6 +132,63 @@ pub enum Problem {
     /// The element type has no counterpart.
     #[error("element type {0} is not supported")]
     ElementType(String),
+    /// Two tensors have one name.
+    #[error("appears twice")]
+    DuplicateName,
+    /// The bytes of a tensor overlap others, leave a gap or are too many or too few for its shape.
+    #[error("data offsets {0}")]
+    Offsets(String),
+    /// Shape, strides and offset make no tensor.
+    #[error("impossible view: {0}")]
+    View(String),
+    /// A tensor needs elements that its storage does not have.
+    #[error("reaches outside its storage, needs {needed} of {available} bytes")]
+    OutOfStorage {
+        /// Bytes up to the tensor's last element.
+        needed: u64,
+        /// Bytes of the storage.
+        available: u64,
+    },
+    /// The file is neither of the formats of PyTorch, or is damaged.
+    #[error("not a PyTorch file: {0}")]
+    NotTorch(String),
+    /// A pickle refers to something that tensors do not need; nothing was executed.
+    #[error("refers to `{0}`, which no file of tensors needs; refused, nothing was executed")]
+    RefusedGlobal(String),
+    /// The numbers in the file have another byte order than this machine.
+    #[error("byte order `{0}`, expected `little`")]
+    ByteOrder(String),
+    /// The bytes do not have the checksum that the file records.
+    #[error("crc32 is {actual:08x}, expected {expected:08x}")]
+    ChecksumMismatch {
+        /// Checksum recorded in the file.
+        expected: u32,
+        /// Checksum of what was read.
+        actual: u32,
+    },
+    /// Something is larger than is sensible for its kind.
+    #[error("{actual} is too large, at most {limit} is read")]
+    TooLarge {
+        /// Size found or claimed.
+        actual: u64,
+        /// Largest size accepted.
+        limit: u64,
+    },
+    /// An index of shards cannot be read or does not fit the files.
+    #[error("index of shards: {0}")]
+    Index(String),
+    /// An index says that the tensor is in this file.
+    #[error("is not in this file, although the index says so")]
+    NotInShard,
+    /// The file holds no parameters of a model.
+    #[error("no tensors: {0}")]
+    NoTensors(String),
+    /// The file is of no format that is read here.
+    #[error("neither safetensors nor a PyTorch file but {0}")]
+    Unrecognised(String),
+    /// Somebody wrote to the file after it was opened.
+    #[error("changed while it was read")]
+    Changed,
 }
 
 /// What a caller does about an error; retry decisions look at nothing else.
@@ -156,6 +216,7 @@ impl Error {
             | Error::Mixed { .. }
             | Error::MissingTensor { .. }
             | Error::UnexpectedTensor { .. }
+            | Error::Tokenizer(_)
             | Error::Unsupported(_)
             | Error::UnknownHook(_)
             | Error::Device(_) => Class::Input,

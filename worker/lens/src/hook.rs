@@ -10,7 +10,7 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
-    config::{ActFn, Architecture, Config, Normalization, Positional},
+    config::{ActFn, Architecture, Config, NormPosition, Normalization, Positional},
     error::Error,
 };
 
@@ -37,7 +37,7 @@ pub enum Hook {
 pub enum Site {
     /// Residual stream at the block's input, `[batch, pos, d_model]`.
     ResidPre,
-    /// Norm in front of attention.
+    /// Norm in front of attention, or behind it.
     Ln1(Norm),
     /// Queries, `[batch, pos, head, d_head]`.
     Q,
@@ -45,6 +45,10 @@ pub enum Site {
     K,
     /// Values, `[batch, pos, key_value_head, d_head]`.
     V,
+    /// Norm of the queries, over all heads together; the quotient is `[batch, pos, head * d_head]`.
+    QNorm(Norm),
+    /// Norm of the keys, over all heads together; the quotient is `[batch, pos, key_value_head * d_head]`.
+    KNorm(Norm),
     /// Queries after rotation, `[batch, pos, head, d_head]`.
     RotQ,
     /// Keys after rotation, `[batch, pos, key_value_head, d_head]`.
@@ -61,7 +65,7 @@ pub enum Site {
     AttnOut,
     /// Residual stream between attention and MLP, `[batch, pos, d_model]`.
     ResidMid,
-    /// Norm in front of the MLP.
+    /// Norm in front of the MLP, or behind it.
     Ln2(Norm),
     /// Neurons before the non-linearity (the gate, when there is one), `[batch, pos, d_mlp]`.
     MlpPre,
@@ -167,15 +171,26 @@ impl Config {
 
     fn sites(&self) -> Vec<Site> {
         let has_norm = self.normalization != Normalization::None;
+        let (before, behind) = match self.norm_position {
+            NormPosition::Pre => (has_norm, false),
+            NormPosition::Post => (false, has_norm),
+        };
+        let ln1 = [Site::Ln1(Norm::Scale), Site::Ln1(Norm::Normalized)];
+        let ln2 = [Site::Ln2(Norm::Scale), Site::Ln2(Norm::Normalized)];
+        let if_any = |sites: [Site; 2], present: bool| sites.into_iter().filter(move |_| present);
         let mut sites = vec![Site::ResidPre];
-        if has_norm {
-            sites.extend([Site::Ln1(Norm::Scale), Site::Ln1(Norm::Normalized)]);
-        }
+        sites.extend(if_any(ln1, before));
         sites.extend([Site::Q, Site::K, Site::V]);
+        if self.qk_norm {
+            sites.extend([Site::QNorm(Norm::Scale), Site::QNorm(Norm::Normalized)]);
+            sites.extend([Site::KNorm(Norm::Scale), Site::KNorm(Norm::Normalized)]);
+        }
         if let Positional::Rotary { .. } = self.positional {
             sites.extend([Site::RotQ, Site::RotK]);
         }
-        sites.extend([Site::AttnScores, Site::Pattern, Site::Z, Site::Result, Site::AttnOut]);
+        sites.extend([Site::AttnScores, Site::Pattern, Site::Z, Site::Result]);
+        sites.extend(if_any(ln1, behind));
+        sites.push(Site::AttnOut);
         if self.attn_only {
             sites.push(Site::ResidPost);
             return sites;
@@ -183,9 +198,7 @@ impl Config {
         if !self.parallel_attn_mlp {
             sites.push(Site::ResidMid);
         }
-        if has_norm {
-            sites.extend([Site::Ln2(Norm::Scale), Site::Ln2(Norm::Normalized)]);
-        }
+        sites.extend(if_any(ln2, before));
         sites.push(Site::MlpPre);
         if self.gated_mlp {
             sites.push(Site::MlpPreLinear);
@@ -193,20 +206,26 @@ impl Config {
         if self.act_fn == ActFn::SoluLn {
             sites.extend([Site::MlpMid, Site::MlpLn(Norm::Scale), Site::MlpLn(Norm::Normalized)]);
         }
-        sites.extend([Site::MlpPost, Site::MlpOut, Site::ResidPost]);
+        sites.push(Site::MlpPost);
+        sites.extend(if_any(ln2, behind));
+        sites.extend([Site::MlpOut, Site::ResidPost]);
         sites
     }
 }
 
 impl Site {
-    /// Every site, in the order of the forward pass.
-    pub const ALL: [Site; 24] = [
+    /// Every site, in the order of the forward pass (with norms in front).
+    pub const ALL: [Site; 28] = [
         Site::ResidPre,
         Site::Ln1(Norm::Scale),
         Site::Ln1(Norm::Normalized),
         Site::Q,
         Site::K,
         Site::V,
+        Site::QNorm(Norm::Scale),
+        Site::QNorm(Norm::Normalized),
+        Site::KNorm(Norm::Scale),
+        Site::KNorm(Norm::Normalized),
         Site::RotQ,
         Site::RotK,
         Site::AttnScores,
@@ -236,6 +255,10 @@ impl Site {
             Site::Q => "attn.hook_q",
             Site::K => "attn.hook_k",
             Site::V => "attn.hook_v",
+            Site::QNorm(Norm::Scale) => "attn.q_norm.hook_scale",
+            Site::QNorm(Norm::Normalized) => "attn.q_norm.hook_normalized",
+            Site::KNorm(Norm::Scale) => "attn.k_norm.hook_scale",
+            Site::KNorm(Norm::Normalized) => "attn.k_norm.hook_normalized",
             Site::RotQ => "attn.hook_rot_q",
             Site::RotK => "attn.hook_rot_k",
             Site::AttnScores => "attn.hook_attn_scores",

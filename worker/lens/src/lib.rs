@@ -4,18 +4,26 @@
 //! - [`Config`] and [`Weights`] describe a model by TransformerLens' names; [`Transformer`] checks them
 //!   against each other once and runs the forward pass.
 //! - [`Hook`] names an activation; [`Hooks`] observes and edits activations during one pass.
+//! - [`families`] reads published models; [`processing`] rewrites weights into
+//!   equivalent ones that are easier to read.
 //! - [`checkpoint`] turns a model into bytes and back, [`tensor_file`] does so for any named tensors.
+//! - [`formats`] reads the files of other programs, [`tokenizer`] turns text into ids as they do.
 //! - [`init`] draws seeded parameters, [`device`] finds the GPU.
 //!
 //! # Invariants
 //! - Activation and parameter names and shapes are TransformerLens' for every family. A population has
 //!   one more leading axis `[n_models, …]` on parameters and activations.
-//! - No network, clock, environment or global random state; the one file ever read is a checkpoint path.
+//! - No network, clock, environment or global random state; the only files read are those that a caller
+//!   names, and none is written.
 
 pub mod checkpoint;
 pub mod device;
+pub mod families;
+pub mod formats;
 pub mod init;
+pub mod processing;
 pub mod tensor_file;
+pub mod tokenizer;
 
 mod activation;
 mod attention;
@@ -41,7 +49,10 @@ pub use tch::{Device, Kind, Tensor};
 
 pub use crate::{
     cache::Cache,
-    config::{ActFn, Architecture, Config, Normalization, Positional, RotaryScaling},
+    config::{
+        ActFn, Architecture, AttnType, Config, NormPosition, Normalization, Positional,
+        RotaryScaling,
+    },
     error::{Class, Error, Problem, Result},
     hook::{Hook, Norm, Site},
     hooks::{Ablate, FnHook, Hooks, Patch},

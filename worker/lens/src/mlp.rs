@@ -16,12 +16,21 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Mlp {
     act_fn: ActFn,
-    w_gate: Option<Tensor>, // [d_model, d_mlp]
-    w_in: Tensor,           // [d_model, d_mlp]
-    b_in: Option<Tensor>,   // [d_mlp]
+    gate: Option<Gate>,
+    w_in: Tensor,         // [d_model, d_mlp]
+    b_in: Option<Tensor>, // [d_mlp]
     ln: Option<NormLayer>,
     w_out: Tensor,         // [d_mlp, d_model]
     b_out: Option<Tensor>, // [d_model]
+}
+
+/// What a gated MLP has besides. TransformerLens adds its `b_in` to the product of gate and linear map,
+/// so the biases in front of the product have names of their own.
+#[derive(Debug)]
+struct Gate {
+    w: Tensor,                    // [d_model, d_mlp]
+    b: Option<Tensor>,            // [d_mlp]
+    b_pre_linear: Option<Tensor>, // [d_mlp]
 }
 
 impl Mlp {
@@ -36,7 +45,11 @@ impl Mlp {
         };
         Ok(Mlp {
             act_fn: config.act_fn,
-            w_gate: optional("W_gate"),
+            gate: optional("W_gate").map(|w| Gate {
+                w,
+                b: optional("b_gate"),
+                b_pre_linear: optional("b_pre_linear"),
+            }),
             w_in: weights.require(&name("W_in"))?.shallow_clone(),
             b_in: optional("b_in"),
             ln,
@@ -48,9 +61,11 @@ impl Mlp {
     /// Maps `[(n_models,) batch, pos, d_model]` to what the MLP adds to the residual stream.
     pub(crate) fn forward(&self, x: &Tensor, layer: u32, hooks: &mut dyn Hooks) -> Tensor {
         let site = |site| Hook::block(layer, site);
-        let post = if let Some(w_gate) = &self.w_gate {
-            let pre = hooks::at(hooks, site(Site::MlpPre), affine(x, w_gate, None));
-            let linear = hooks::at(hooks, site(Site::MlpPreLinear), affine(x, &self.w_in, None));
+        let post = if let Some(gate) = &self.gate {
+            let pre = affine(x, &gate.w, gate.b.as_ref()); // [batch, pos, d_mlp]
+            let pre = hooks::at(hooks, site(Site::MlpPre), pre);
+            let linear = affine(x, &self.w_in, gate.b_pre_linear.as_ref()); // [batch, pos, d_mlp]
+            let linear = hooks::at(hooks, site(Site::MlpPreLinear), linear);
             let gated = self.act_fn.apply(&pre) * linear; // [batch, pos, d_mlp]
             match &self.b_in {
                 Some(b) => &gated + crate::linear::broadcast(b, &gated),

@@ -17,6 +17,7 @@ use crate::{
     hooks::Hooks,
     norm::NormLayer,
     perceptron::Perceptron,
+    rotary::Rotary,
     token_table,
     weights::Weights,
 };
@@ -191,8 +192,15 @@ impl Transformer {
 
 impl Parts {
     fn new(config: &Config, weights: &Weights) -> Result<Self> {
+        let rotary = match config.positional {
+            Positional::Rotary { dim, base, scaling } => {
+                let w_e = weights.require("embed.W_E")?;
+                Some(Rotary::new(dim, base, scaling, (w_e.kind(), w_e.device())))
+            }
+            Positional::Learned | Positional::Shortformer | Positional::None => None,
+        };
         let blocks = (0..config.n_layers)
-            .map(|layer| Block::new(layer, config, weights))
+            .map(|layer| Block::new(layer, config, weights, rotary.as_ref()))
             .collect::<Result<_>>()?;
         Ok(Parts {
             embed: Embed::new(config, weights)?,

@@ -1,4 +1,4 @@
-//! Normalization in front of a component.
+//! Normalization in front of a component, or behind it.
 //!
 //! The epsilon stands inside the square root and the variance is that of the population (divided by
 //! the width). Half-precision inputs are normalized in f32, as TransformerLens does.
@@ -64,10 +64,7 @@ impl NormLayer {
             _ => x.to_kind(Kind::Float),
         };
         let observed = hooks.wants(hook(Norm::Scale)) || hooks.wants(hook(Norm::Normalized));
-        let is_centered = match self.normalization {
-            Normalization::Rms | Normalization::RmsPre => false,
-            Normalization::None | Normalization::Ln | Normalization::LnPre => true,
-        };
+        let is_centered = self.normalization.is_centered();
         if is_centered && !observed && kind == wide.kind() {
             return self.fused_layer_norm(&wide);
         }

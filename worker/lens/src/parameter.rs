@@ -65,12 +65,22 @@ impl Config {
         list.optional(&format!("{block}.attn.b_K"), &[n_key_value_heads, d_head]);
         list.optional(&format!("{block}.attn.b_V"), &[n_key_value_heads, d_head]);
         list.optional(&format!("{block}.attn.b_O"), &[d_model]);
+        if self.qk_norm {
+            list.norm(&format!("{block}.attn.q_norm"), Normalization::Rms, n_heads * d_head);
+            list.norm(
+                &format!("{block}.attn.k_norm"),
+                Normalization::Rms,
+                n_key_value_heads * d_head,
+            );
+        }
         if self.attn_only {
             return;
         }
         list.norm(&format!("{block}.ln2"), self.normalization, d_model);
         if self.gated_mlp {
             list.required(&format!("{block}.mlp.W_gate"), &[d_model, d_mlp]);
+            list.optional(&format!("{block}.mlp.b_gate"), &[d_mlp]);
+            list.optional(&format!("{block}.mlp.b_pre_linear"), &[d_mlp]);
         }
         list.required(&format!("{block}.mlp.W_in"), &[d_model, d_mlp]);
         list.optional(&format!("{block}.mlp.b_in"), &[d_mlp]);

@@ -1,39 +1,62 @@
 //! Rotary position embedding: queries and keys are rotated by an angle that grows with the position.
 //!
 //! Half-split as in GPT-NeoX and Llama: component `i` pairs with `i + dim/2`, and only the first `dim`
-//! components of a head are rotated. Angles are computed in f32 (f64 for f64 models), like the
-//! reference implementations, and rotation happens after the bias.
+//! components of a head are rotated. Angles are computed in f32 (f64 for f64 models) by the operations of
+//! the reference implementation: at position 2000 one unit in the last place of a frequency is an angle of
+//! 1e-4, which would show in the patterns. Rotation happens after the bias. All layers of a model share one
+//! pair of tables, which grows with the positions that are asked for: a context of 131072 positions costs
+//! nothing until it is used.
+
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tch::{Device, Kind, Tensor};
 
 use crate::config::RotaryScaling;
 
-/// Cosines and sines for every position, and how many components they rotate.
-#[derive(Debug)]
+/// Which components of a head are rotated, and by how much.
+#[derive(Debug, Clone)]
 pub(crate) struct Rotary {
     dim: i64,
-    cos: Tensor, // [pos, 1, dim]
-    sin: Tensor, // [pos, 1, dim]
+    tables: Arc<Mutex<Tables>>,
 }
+
+/// Cosines and sines of the first positions.
+#[derive(Debug)]
+struct Tables {
+    frequencies: Tensor, // [dim/2], radians per position
+    cos: Tensor,         // [pos, 1, dim]
+    sin: Tensor,         // [pos, 1, dim]
+}
+
+/// Positions of the first tables; most passes need no more.
+const FIRST_LENGTH: i64 = 1024;
 
 impl Rotary {
     pub(crate) fn new(
         dim: i64,
         base: f64,
         scaling: RotaryScaling,
-        n_ctx: i64,
         (kind, device): (Kind, Device),
     ) -> Self {
         let precision = if kind == Kind::Double { Kind::Double } else { Kind::Float };
-        let frequencies: Vec<f64> = (0..dim / 2)
-            .map(|i| scaling.frequency(base.powf(-2.0 * i as f64 / dim as f64)))
-            .collect();
+        let exponents = Tensor::arange_start_step(0, dim, 2, (precision, Device::Cpu)) / dim as f64;
+        let trained = Tensor::pow_scalar(base, &exponents).reciprocal(); // [dim/2]
+        let frequencies: Vec<f64> =
+            (0..dim / 2).map(|i| scaling.frequency(trained.double_value(&[i]))).collect();
         let frequencies = Tensor::from_slice(&frequencies).to_kind(precision);
-        let positions = Tensor::arange(n_ctx, (precision, Device::Cpu));
-        let angles = positions.outer(&frequencies); // [pos, dim/2]
-        let angles = Tensor::cat(&[&angles, &angles], -1).unsqueeze(1); // [pos, 1, dim]
-        let on_device = |table: Tensor| table.to_kind(kind).to_device(device);
-        Rotary { dim, cos: on_device(angles.cos()), sin: on_device(angles.sin()) }
+        let empty = || Tensor::empty([0, 1, dim], (kind, device));
+        let tables = Tables { frequencies, cos: empty(), sin: empty() };
+        Rotary { dim, tables: Arc::new(Mutex::new(tables)) }
+    }
+
+    /// Returns cosines and sines of `pos` positions from `start` on, `[pos, 1, dim]` each.
+    fn tables(&self, start: i64, pos: i64) -> (Tensor, Tensor) {
+        // A panic between the assignments leaves tables that are right as far as they go.
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        if start + pos > tables.cos.size()[0].min(tables.sin.size()[0]) {
+            tables.grow((start + pos).max(FIRST_LENGTH));
+        }
+        (tables.cos.narrow(0, start, pos), tables.sin.narrow(0, start, pos))
     }
 
     /// Rotates the vector of each position by that position's angles.
@@ -43,8 +66,7 @@ impl Rotary {
     pub(crate) fn apply(&self, x: &Tensor, start: i64) -> Tensor {
         let size = x.size();
         let (pos, d_head) = (size[size.len() - 3], size[size.len() - 1]);
-        let cos = self.cos.narrow(0, start, pos);
-        let sin = self.sin.narrow(0, start, pos);
+        let (cos, sin) = self.tables(start, pos);
         let rotated = x.narrow(-1, 0, self.dim);
         let half = self.dim / 2;
         let first = rotated.narrow(-1, 0, half);
@@ -55,6 +77,17 @@ impl Rotary {
             return rotated;
         }
         Tensor::cat(&[rotated, x.narrow(-1, self.dim, d_head - self.dim)], -1)
+    }
+}
+
+impl Tables {
+    fn grow(&mut self, n_positions: i64) {
+        let (kind, device) = (self.cos.kind(), self.cos.device());
+        let positions = Tensor::arange(n_positions, (self.frequencies.kind(), Device::Cpu));
+        let angles = positions.outer(&self.frequencies); // [pos, dim/2]
+        let angles = Tensor::cat(&[&angles, &angles], -1).unsqueeze(1); // [pos, 1, dim]
+        self.cos = angles.cos().to_kind(kind).to_device(device);
+        self.sin = angles.sin().to_kind(kind).to_device(device);
     }
 }
 
@@ -72,5 +105,24 @@ impl RotaryScaling {
                 trained * (kept + (1.0 - kept) / factor)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_grow_and_keep_their_values() {
+        let rotary = Rotary::new(6, 1e4, RotaryScaling::None, (Kind::Float, Device::Cpu));
+        let other = rotary.clone();
+        let (few, _) = rotary.tables(3, 4);
+        let (many, _) = other.tables(0, 3 * FIRST_LENGTH);
+        assert_eq!(many.size(), [3 * FIRST_LENGTH, 1, 6]);
+        assert!(few.equal(&many.narrow(0, 3, 4)));
+        let (again, sin) = rotary.tables(0, 3 * FIRST_LENGTH);
+        assert_eq!(again.data_ptr(), many.data_ptr(), "layers share tables");
+        let angle = 2000.0 * 1e4_f64.powf(-2.0 / 6.0);
+        assert!((sin.double_value(&[2000, 0, 1]) - angle.sin()).abs() < 1e-4);
     }
 }

@@ -20,9 +20,9 @@ const HASHES: &str = "sha256";
 /// Metadata entry with the hash of the other entries.
 const DIGEST: &str = "digest";
 /// Bytes of the length in front of the header.
-const PREFIX_BYTES: u64 = 8;
+pub(crate) const PREFIX_BYTES: u64 = 8;
 /// Longest header that is read; the format's own limit.
-const HEADER_BYTES_MAX: u64 = 100_000_000;
+pub(crate) const HEADER_BYTES_MAX: u64 = 100_000_000;
 
 /// The contents of a file of tensors.
 #[derive(Debug)]
@@ -251,6 +251,12 @@ const ELEMENT_TYPES: [(Kind, Dtype); 10] = [
     (Kind::Uint8, Dtype::U8),
     (Kind::Bool, Dtype::BOOL),
 ];
+
+/// The element type that the file format calls so.
+pub(crate) fn kind_named(dtype: &str) -> Option<Kind> {
+    let found = ELEMENT_TYPES.iter().find(|pair| pair.1.to_string() == dtype);
+    found.map(|pair| pair.0)
+}
 
 fn dtype_of(name: &str, kind: Kind) -> Result<Dtype> {
     let found = ELEMENT_TYPES.iter().find(|pair| pair.0 == kind);

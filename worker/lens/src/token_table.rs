@@ -23,7 +23,7 @@ const REPEATS_MIN: i64 = 2;
 /// Whether to compute the first block's reading for the vocabulary instead of the batch.
 pub(crate) fn pays(tokens: &Tensor, axes: Axes, d_vocab: i64, hooks: &dyn Hooks) -> bool {
     // A hook would see the table instead of the batch.
-    const SEES: [Hook; 10] = [
+    const SEES: [Hook; 14] = [
         Hook::Embed,
         Hook::PosEmbed,
         Hook::block(0, Site::ResidPre),
@@ -32,6 +32,10 @@ pub(crate) fn pays(tokens: &Tensor, axes: Axes, d_vocab: i64, hooks: &dyn Hooks)
         Hook::block(0, Site::Q),
         Hook::block(0, Site::K),
         Hook::block(0, Site::V),
+        Hook::block(0, Site::QNorm(Norm::Scale)),
+        Hook::block(0, Site::QNorm(Norm::Normalized)),
+        Hook::block(0, Site::KNorm(Norm::Scale)),
+        Hook::block(0, Site::KNorm(Norm::Normalized)),
         Hook::block(0, Site::RotQ),
         Hook::block(0, Site::RotK),
     ];

@@ -154,7 +154,7 @@ fn malformed_records_are_invalid_and_change_nothing() {
     let (train, attempt) = (task("m0/train"), Attempt::new(1, 1));
     let elsewhere = pb::Blob { key: "v1/other/m0/train/1.1/x".into(), ..Default::default() };
     let checkpoint = |step: u64, file: Option<pb::Blob>| {
-        Body::Checkpoint(pb::Checkpoint { step, file, weights_hash: "w".into() })
+        Body::Checkpoint(pb::Checkpoint { step, file, weights_hash: "w".into(), imported: None })
     };
     let upwards = format!("v1/{}/m0/train/1.1/../../x", world.plan.id());
     let upwards = pb::Blob { key: upwards, ..Default::default() };
@@ -224,8 +224,12 @@ fn checkpoints_that_are_published_again_stay_unless_they_differ_and_nobody_looke
     let (train, attempt) = (task("m0/train"), Attempt::new(1, 1));
     let mut publish = |hash: &str, name: &str| {
         let file = Some(world.blob(train, attempt, name));
-        let body =
-            Body::Checkpoint(pb::Checkpoint { step: 0, file, weights_hash: hash.to_owned() });
+        let body = Body::Checkpoint(pb::Checkpoint {
+            step: 0,
+            file,
+            weights_hash: hash.to_owned(),
+            imported: None,
+        });
         assert_eq!(world.say("w1", train, attempt, body), pb::Verdict::Accepted);
         let published = &world.core.sweep(1).unwrap().models[&0].published[&0];
         published.checkpoint.file.as_ref().unwrap().name.clone()
@@ -235,7 +239,12 @@ fn checkpoints_that_are_published_again_stay_unless_they_differ_and_nobody_looke
     assert_eq!(publish("b", "third"), "third", "other weights, nobody has looked: replaced");
     world.run("w1 acquires");
     let file = Some(world.blob(train, attempt, "fourth"));
-    let body = Body::Checkpoint(pb::Checkpoint { step: 0, file, weights_hash: "c".into() });
+    let body = Body::Checkpoint(pb::Checkpoint {
+        step: 0,
+        file,
+        weights_hash: "c".into(),
+        imported: None,
+    });
     world.say("w1", train, attempt, body);
     let published = &world.core.sweep(1).unwrap().models[&0].published[&0];
     assert_eq!(published.checkpoint.file.as_ref().unwrap().name, "third", "work has begun");

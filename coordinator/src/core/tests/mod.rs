@@ -1,6 +1,7 @@
 //! Scenarios of the core: a script in, what happened out.
 
 mod faults;
+mod imports;
 mod plans;
 mod scheduling;
 

@@ -48,6 +48,25 @@ fn seeds_of_one_grid_point_train_together_and_end_on_their_own() {
     );
 }
 
+/// The sweep was submitted with a catalogue that says 2.
+#[test]
+fn a_lease_carries_as_many_seeds_as_the_worker_that_asks_trains_together() {
+    check(
+        9,
+        "gpu joins with 4; cpu joins with 1; old joins with 0
+         cpu acquires; gpu acquires; old acquires; gpu acquires
+         gpu saves m1/train 50; gpu saves m2/train 50; gpu saves m3/train 50; gpu saves m4/train 50
+         gpu leaves; cpu acquires; old acquires; gpu joins with 4; gpu acquires",
+        "cpu <- 1.1: m0/train
+         gpu <- 1.2: m1/train m2/train m3/train m4/train
+         old <- 1.3: m5/train
+         gpu <- 1.4: m6/train m7/train m8/train
+         cpu <- 1.5: m1/train from 50
+         old <- 1.6: m2/train from 50
+         gpu <- 1.7: m3/train m4/train from 50",
+    );
+}
+
 #[test]
 fn seeds_at_different_steps_do_not_share_a_lease() {
     check(

@@ -2,13 +2,17 @@
 
 use crate::experiment::AnyExperiment;
 
+pub mod activations;
 pub mod digit_order;
 pub mod digit_phases;
 pub mod frequency_choice;
 pub mod grok_predict;
 pub mod grokking_phases;
 pub mod grokking_progress;
+pub mod integrity;
+pub mod integrity_report;
 pub mod pca;
+pub mod per_token_loss;
 pub mod phase_transition;
 pub mod quanta;
 pub mod s_curve_evidence;
@@ -20,9 +24,13 @@ pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &digit_phases::DigitPhases,
     &frequency_choice::FrequencyChoice,
     &grok_predict::GrokPredict,
+    &activations::Activations,
     &grokking_phases::GrokkingPhases,
     &grokking_progress::GrokkingProgress,
+    &integrity::Integrity,
+    &integrity_report::IntegrityReport,
     &pca::Pca,
+    &per_token_loss::PerTokenLoss,
     &phase_transition::PhaseTransition,
     &quanta::Quanta,
     &s_curve_evidence::SCurveEvidence,

@@ -20,7 +20,7 @@ use sweep_lab::{
 
 use crate::{Published, Recorder, run_recipe, small_params};
 
-fn trained(steps: u64, every: u64) -> Published {
+pub(super) fn trained(steps: u64, every: u64) -> Published {
     trained_by("modular-addition", steps, every)
 }
 
@@ -63,11 +63,9 @@ fn analyse_step(files: &Published, step: u64, jobs: &mut [AnalyseJob<'_>]) -> Ve
         .then(|| (files.steps[place - 1], decode(files, files.steps[place - 1]).weights));
     let model = Transformer::new(here.config.clone(), here.weights.shallow_clone()).unwrap();
     let subject = Subject {
-        checkpoint: &here,
-        model: &model,
         init: Some(&init),
         previous: previous.as_ref().map(|(step, weights)| (*step, weights)),
-        device: Device::Cpu,
+        ..Subject::of(&here, &model)
     };
     analyse(jobs, &subject)
 }
@@ -78,9 +76,23 @@ fn analyse_one(
     step: u64,
     sink: &mut MemorySink,
 ) -> Result<()> {
-    let params = experiment.default_params();
+    let params = example_params(experiment);
     let mut jobs = [AnalyseJob { experiment, params: &params, sink }];
     analyse_step(files, step, &mut jobs).remove(0)
+}
+
+/// Defaults, with something for what has to be given.
+fn example_params(experiment: &dyn AnyExperiment) -> Json {
+    let mut params = experiment.default_params();
+    for def in experiment.card().params {
+        if def.is_required() {
+            params[def.name] = json!("grokking-progress.excluded_loss_frequency");
+        }
+        if def.name == "tokens" {
+            params[def.name] = json!([[1, 2, 3], [4, 5, 6]]);
+        }
+    }
+    params
 }
 
 fn check_emitted(card: &Card, sink: &MemorySink) {
@@ -126,20 +138,30 @@ fn analyses_emit_what_they_declare_the_same_each_time() {
     }
 }
 
-fn loss_series(files: &Published) -> SeriesTable {
-    let mut points = BTreeMap::new();
-    for &step in &files.steps {
-        let mut sink = MemorySink::default();
-        let progress = EXPERIMENTS.iter().find(|e| e.card().name == "grokking-progress").unwrap();
-        analyse_one(*progress, files, step, &mut sink).unwrap();
-        points.extend(sink.metrics["excluded_loss_frequency"].clone());
+/// Every metric of every analysis of every checkpoint, as trajectory experiments read them.
+fn all_series(files: &Published) -> SeriesTable {
+    let mut table = SeriesTable::new();
+    for experiment in EXPERIMENTS.iter().filter(|e| e.card().stage == Stage::Analyse) {
+        for &step in &files.steps {
+            let mut sink = MemorySink::default();
+            analyse_one(*experiment, files, step, &mut sink).unwrap();
+            add_to_series(&mut table, experiment.card(), sink);
+        }
     }
-    let series = Series {
-        unit: "nats".to_owned(),
-        axes: vec!["frequency".to_owned()],
-        points: points.into_iter().collect(),
-    };
-    SeriesTable::from([("grokking-progress.excluded_loss_frequency".to_owned(), series)])
+    table
+}
+
+/// Adds what one analysis emitted.
+pub(super) fn add_to_series(table: &mut SeriesTable, card: &Card, sink: MemorySink) {
+    for (name, points) in sink.metrics {
+        let def = card.metric(&name).unwrap();
+        let series = table.entry(format!("{}.{name}", card.name)).or_insert_with(|| Series {
+            unit: def.unit.name().to_owned(),
+            axes: def.axes.iter().map(|axis| axis.name().to_owned()).collect(),
+            points: Vec::new(),
+        });
+        series.points.extend(points);
+    }
 }
 
 fn run_trajectory(
@@ -163,11 +185,11 @@ fn run_trajectory(
 
 #[test]
 fn trajectories_emit_what_they_declare_the_same_each_time() {
-    let series = loss_series(&trained(40, 4));
     let mut models: BTreeMap<&str, Published> =
         ["modular-addition", "modular-addition-mlp", "addition"]
             .map(|recipe| (recipe, trained_by(recipe, 40, 4)))
             .into();
+    let series = all_series(&models["modular-addition"]);
     for experiment in EXPERIMENTS.iter().filter(|e| e.card().stage == Stage::Trajectory) {
         let recipes = recipes_of(experiment.card());
         assert!(!recipes.is_empty(), "no small model for {}", experiment.card().name);
@@ -179,10 +201,7 @@ fn trajectories_emit_what_they_declare_the_same_each_time() {
 
 fn check_trajectory(experiment: &dyn AnyExperiment, files: &mut Published, series: &SeriesTable) {
     let card = experiment.card();
-    let mut params = experiment.default_params();
-    for def in card.params.iter().filter(|def| def.is_required()) {
-        params[def.name] = json!("grokking-progress.excluded_loss_frequency");
-    }
+    let params = example_params(experiment);
     let mut first = MemorySink::default();
     run_trajectory(experiment, &params, files, series, &mut first).unwrap();
     check_emitted(card, &first);
@@ -203,7 +222,7 @@ fn check_trajectory(experiment: &dyn AnyExperiment, files: &mut Published, serie
 #[test]
 fn trajectory_results_have_the_shape_of_their_input() {
     let mut files = trained(40, 4);
-    let series = loss_series(&files);
+    let series = all_series(&files);
     let find = |name: &str| *EXPERIMENTS.iter().find(|e| e.card().name == name).unwrap();
     let mut sink = MemorySink::default();
     let params = json!({"metric": "grokking-progress.excluded_loss_frequency", "n_bootstrap": 20});
@@ -281,7 +300,7 @@ fn models_that_do_not_fit_are_refused() {
             analyse_one(*experiment, &files, 5, &mut sink).unwrap_err()
         } else {
             let series = SeriesTable::new();
-            let params = experiment.default_params();
+            let params = example_params(*experiment);
             run_trajectory(*experiment, &params, &mut files, &series, &mut sink).unwrap_err()
         };
         assert_eq!(error.class(), Class::Unsupported);

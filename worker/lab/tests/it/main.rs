@@ -6,8 +6,10 @@
 
 mod addition;
 mod experiments;
+mod integrity;
 mod interventions;
 mod modular;
+mod prompts;
 mod properties;
 mod recipes;
 mod registry;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use sweep_lab::{Card, EXPERIMENTS, ParamDef, RECIPES, Stage};
+use sweep_lab::{Card, EXPERIMENTS, ParamDef, ParamKind, RECIPES, Stage};
 
 /// Modules of `src/<folder>`, with their text.
 fn modules(folder: &str) -> Vec<(String, String)> {
@@ -77,6 +77,17 @@ fn cards_are_consistent_and_defaults_round_trip() {
         for def in card.params.iter().filter(|def| def.is_required()) {
             assert!(experiment.check_params(&params).is_err(), "{} of {}", def.name, card.name);
             params[def.name] = "some.metric".into();
+        }
+        let mut groups = BTreeSet::new();
+        for def in card.params.iter().filter(|def| def.group.is_some()) {
+            if groups.insert(def.group) {
+                assert!(experiment.check_params(&params).is_err(), "{} of {}", def.name, card.name);
+                params[def.name] = match def.kind {
+                    ParamKind::IntLists => serde_json::json!([[1, 2]]),
+                    ParamKind::TextList => serde_json::json!(["a"]),
+                    kind => panic!("no example of {kind:?}"),
+                };
+            }
         }
         experiment.check_params(&params).unwrap();
         let canonical = experiment.canonical_params(&params).unwrap();

@@ -6,6 +6,14 @@
 #[cfg(test)]
 mod checkpoints;
 #[cfg(test)]
+mod families;
+#[cfg(test)]
+mod fixtures;
+#[cfg(test)]
+mod formats;
+#[cfg(test)]
+mod formats_fuzz;
+#[cfg(test)]
 mod gradients;
 #[cfg(test)]
 mod hand_built;
@@ -18,3 +26,13 @@ mod parity;
 #[cfg(test)]
 mod passes;
 mod perceptron;
+#[cfg(test)]
+mod pitfalls;
+#[cfg(test)]
+mod processing;
+#[cfg(test)]
+mod tokenizers;
+
+/// Counts what Rust code allocates: readers of foreign bytes have a budget.
+#[global_allocator]
+static HEAP: peak_alloc::PeakAlloc = peak_alloc::PeakAlloc;

@@ -1,8 +1,8 @@
 //! Models and comparisons that the tests share.
 
 use sweep_lens::{
-    ActFn, Config, Device, Kind, Normalization, Positional, RotaryScaling, Tensor, Transformer,
-    Weights, init,
+    ActFn, AttnType, Config, Device, Kind, NormPosition, Normalization, Positional, RotaryScaling,
+    Tensor, Transformer, Weights, init,
 };
 
 /// One configuration per feature, between them all features of the transformer.
@@ -72,6 +72,45 @@ pub(crate) fn architectures() -> Vec<(&'static str, Config)> {
         (
             "no positions, folded rms",
             Config { positional: Positional::None, normalization: Normalization::RmsPre, ..toy() },
+        ),
+        (
+            "olmo",
+            Config {
+                act_fn: ActFn::Silu,
+                gated_mlp: true,
+                normalization: Normalization::LnPre,
+                final_normalization: Normalization::LnPre,
+                positional: rotary(4),
+                clip_qkv: Some(0.7),
+                ..toy()
+            },
+        ),
+        (
+            "olmo2",
+            Config {
+                act_fn: ActFn::Silu,
+                gated_mlp: true,
+                normalization: Normalization::Rms,
+                norm_position: NormPosition::Post,
+                final_normalization: Normalization::Rms,
+                qk_norm: true,
+                n_heads: 4,
+                n_key_value_heads: 2,
+                positional: rotary(4),
+                ..toy()
+            },
+        ),
+        (
+            "gpt neo",
+            Config {
+                act_fn: ActFn::GeluNew,
+                normalization: Normalization::Ln,
+                final_normalization: Normalization::Ln,
+                attn_scale: 1.0,
+                attn_types: vec![AttnType::Local, AttnType::Global],
+                window_size: Some(3),
+                ..toy()
+            },
         ),
         ("no layers", Config { n_layers: 0, ..toy() }),
     ]

@@ -46,7 +46,8 @@ fn hooks_fire_as_listed_and_layers_can_be_left_out() {
         let full = model.forward(&tokens, &Run::FULL, &mut cache);
         let plain = model.forward(&tokens, &Run::LAST_POSITION, &mut ());
         assert!((full - plain).abs().max().double_value(&[]) < 1e-6);
-        let (mut fired, mut listed) = (cache.iter().map(|(hook, _)| hook).collect::<Vec<_>>(), config.hooks());
+        let (mut fired, mut listed) =
+            (cache.iter().map(|(hook, _)| hook).collect::<Vec<_>>(), config.hooks());
         fired.sort();
         listed.sort();
         assert_eq!(fired, listed);
@@ -94,5 +95,5 @@ fn a_population_is_its_members_and_gradients_flow() {
 fn too_many_inputs_are_refused() {
     let config = Config::mlp(1, 3, 2, 2, 2);
     let model = Transformer::new(config.clone(), drawn(&config, 1)).unwrap();
-    model.forward(&Tensor::zeros([1, 3], (Kind::Int64, Device::Cpu)), &Run::FULL, &mut ());
+    let _ = model.forward(&Tensor::zeros([1, 3], (Kind::Int64, Device::Cpu)), &Run::FULL, &mut ());
 }

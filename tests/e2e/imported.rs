@@ -1,0 +1,127 @@
+//! Models that this system did not train, from a folder, with the real binaries.
+
+use std::{fs, path::Path, process::Command, process::Output};
+
+use serde_json::{Value, json};
+use sweep_tests::{binary, published::write_gpt2};
+
+const STEPS: [u64; 4] = [0, 10, 20, 30];
+
+fn run_in(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(binary("sweep"));
+    command.current_dir(folder).args(arguments).env_remove("SWEEP_COORDINATOR");
+    command.output().unwrap()
+}
+
+#[track_caller]
+fn sweep(folder: &Path, arguments: &[&str], code: i32) -> String {
+    let output = run_in(folder, arguments);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[track_caller]
+fn rows(folder: &Path, id: &str, metric: &str) -> Vec<Value> {
+    let text = sweep(folder, &["results", id, "--metric", metric, "--output", "json"], 0);
+    let document: Value = serde_json::from_str(&text).unwrap();
+    document["rows"].as_array().unwrap().clone()
+}
+
+fn write_run(folder: &Path) {
+    for step in STEPS {
+        write_gpt2(&folder.join(format!("runs/my-lm/step{step}")), step).unwrap();
+    }
+}
+
+fn sweep_file(folder: &Path) {
+    let tokens = [[1, 2, 3, 4, 5], [5, 4, 3, 2, 1]];
+    let document = json!({
+        "name": "real",
+        "models": [{ "path": "runs/my-lm" }],
+        "experiments": [
+            "weight-norms",
+            "integrity",
+            { "per-token-loss": { "tokens": tokens } },
+            { "activations": { "tokens": tokens, "names": ["blocks.1.attn.hook_pattern", "logits"] } },
+        ],
+        "trajectory": ["integrity-report"],
+    });
+    fs::write(folder.join("real.yaml"), document.to_string()).unwrap();
+}
+
+#[test]
+fn every_checkpoint_of_a_folder_is_analysed() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write_run(folder);
+    sweep_file(folder);
+    let plan = sweep(folder, &["plan", "real.yaml", "--output", "json"], 0);
+    let plan: Value = serde_json::from_str(&plan).unwrap();
+    assert_eq!((&plan["checkpoints"], &plan["analyse"]), (&json!(4), &json!(16)));
+    let id = sweep(folder, &["local", "real.yaml"], 0);
+    let id = id.trim();
+    let losses = rows(folder, id, "per-token-loss.loss");
+    let steps: Vec<u64> = losses.iter().filter_map(|row| row["step"].as_u64()).collect();
+    assert_eq!(steps, STEPS);
+    assert!(losses.iter().all(|row| row["model"] == "my-lm" && row["seed"].is_null()));
+    let differ = |a: usize, b: usize| losses[a]["value"] != losses[b]["value"];
+    assert!(differ(0, 1) && differ(1, 2) && differ(2, 3), "{losses:?}");
+
+    sweep(folder, &["artifacts", "get", id, "*", "--to", "files"], 0);
+    for step in STEPS {
+        let file = format!("files/my-lm/step{step}/activations/activations.safetensors");
+        let bytes = fs::read(folder.join(file)).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let pattern = tensors.tensor("blocks.1.attn.hook_pattern").unwrap();
+        assert_eq!(pattern.shape(), [2, 2, 5, 5]);
+        assert_eq!(tensors.tensor("logits").unwrap().shape(), [2, 5, 23]);
+    }
+    // The same again: the same sweep, nothing runs.
+    assert_eq!(sweep(folder, &["local", "real.yaml"], 0).trim(), id);
+}
+
+#[test]
+fn a_damaged_checkpoint_fails_alone_and_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write_run(folder);
+    sweep_file(folder);
+    let file = folder.join("runs/my-lm/step20/model.safetensors");
+    let bytes = fs::read(&file).unwrap();
+    fs::write(&file, &bytes[..bytes.len() - 100]).unwrap();
+    let id = sweep(folder, &["local", "real.yaml"], 10);
+    let id = id.trim();
+    assert_eq!(rows(folder, id, "per-token-loss.loss").len(), 3);
+    let text = sweep(folder, &["tasks", id, "--state", "failed", "--output", "json"], 0);
+    let tasks: Value = serde_json::from_str(&text).unwrap();
+    let failed = tasks["tasks"].as_array().unwrap();
+    assert!(failed.iter().any(|task| task["label"] == "my-lm/step20/per-token-loss"), "{text}");
+    assert!(text.contains("model.safetensors"), "{text}");
+    // The file is repaired: the same command goes on, and only what is missing runs.
+    fs::write(&file, &bytes).unwrap();
+    sweep(folder, &["local", "real.yaml"], 10);
+    sweep(folder, &["retry", id], 0);
+    sweep(folder, &["local", "real.yaml"], 0);
+    assert_eq!(rows(folder, id, "per-token-loss.loss").len(), 4);
+}
+
+#[test]
+fn a_place_without_checkpoints_is_refused_with_line_and_column() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    fs::create_dir_all(folder.join("empty")).unwrap();
+    for (model, message) in [
+        ("  - { path: nowhere }", "nowhere"),
+        ("  - { path: empty }", "empty"),
+        ("  - pythia-160n", "did you mean `pythia-160m`"),
+    ] {
+        let text = format!("name: x\nmodels:\n{model}\nexperiments: [weight-norms]\n");
+        fs::write(folder.join("bad.yaml"), text).unwrap();
+        let output = run_in(folder, &["local", "bad.yaml"]);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains("bad.yaml:3:") && stderr.contains(message), "{stderr}");
+        assert!(!folder.join(".sweep").exists(), "nothing was started");
+    }
+}

@@ -1,0 +1,111 @@
+//! Token rows that a user gives, as ids or as texts, checked against the model before anything runs.
+//!
+//! [`Prompts`] is a list of rows, possibly of different lengths. Invariant: there is a row, every row
+//! has 1 to `n_ctx` tokens (any number where positions do not enter), and every id lies in the
+//! vocabulary, so that a forward pass over them cannot fail for their sake.
+
+use sweep_lens::{Config, Positional, Tensor};
+
+use crate::{
+    error::{Error, Result},
+    subject::{Subject, TextCodec},
+};
+
+/// Rows of token ids.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Prompts {
+    /// The rows, in the order given.
+    pub rows: Vec<Vec<i64>>,
+    /// Whether a BOS token was put in front of every row.
+    pub prepend_bos: bool,
+}
+
+impl Prompts {
+    /// Rows from `tokens`, or from `text` by the model's tokenizer; exactly one of them is not empty.
+    /// Texts get a BOS token if the model's default or `prepend_bos` says so, token lists only if
+    /// `prepend_bos` does: they usually hold what they need.
+    pub(crate) fn new(
+        subject: &Subject<'_>,
+        tokens: &[Vec<i64>],
+        text: &[String],
+        prepend_bos: Option<bool>,
+    ) -> Result<Self> {
+        let is_text = !text.is_empty();
+        let prepend_bos = prepend_bos.unwrap_or(is_text && subject.prepend_bos);
+        let rows = if is_text {
+            encode(subject, text, prepend_bos)?
+        } else if prepend_bos {
+            let bos = subject.text.and_then(TextCodec::bos).ok_or_else(|| {
+                Error::Unsupported(
+                    "`prepend_bos` needs a tokenizer with a BOS token, this model has none"
+                        .to_owned(),
+                )
+            })?;
+            tokens
+                .iter()
+                .map(|row| std::iter::once(bos).chain(row.iter().copied()).collect())
+                .collect()
+        } else {
+            tokens.to_vec()
+        };
+        let prompts = Self { rows, prepend_bos };
+        prompts.check(subject.model.config(), if is_text { "text" } else { "tokens" })?;
+        Ok(prompts)
+    }
+
+    fn check(&self, config: &Config, param: &str) -> Result<()> {
+        let refuse = |problem: String| Err(Error::params(param, problem));
+        if self.rows.is_empty() {
+            return refuse("expected at least one row, found none".to_owned());
+        }
+        let is_bounded = config.positional != Positional::None;
+        for (index, row) in self.rows.iter().enumerate() {
+            if row.is_empty() {
+                return refuse(format!("row {index} has no tokens"));
+            }
+            if is_bounded && row.len() as i64 > config.n_ctx {
+                let n_ctx = config.n_ctx;
+                return refuse(format!("row {index} has {} tokens, n_ctx is {n_ctx}", row.len()));
+            }
+            if let Some(id) = row.iter().find(|id| !(0..config.d_vocab).contains(*id)) {
+                let last = config.d_vocab - 1;
+                return refuse(format!(
+                    "row {index} has token {id}, the vocabulary is 0 to {last}"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The length of every row, where all are equally long.
+    pub(crate) fn common_length(&self) -> Option<usize> {
+        let first = self.rows.first()?.len();
+        self.rows.iter().all(|row| row.len() == first).then_some(first)
+    }
+
+    /// Length of the longest row.
+    pub(crate) fn max_length(&self) -> usize {
+        self.rows.iter().map(Vec::len).max().unwrap_or(0)
+    }
+
+    /// The rows as i64 `[row, pos]`, shorter ones filled up at the end with their last token. Attention
+    /// is causal, so what stands behind a row's end changes nothing within it.
+    pub(crate) fn padded(&self) -> Tensor {
+        let length = self.max_length();
+        let mut flat = Vec::with_capacity(self.rows.len() * length);
+        for row in &self.rows {
+            let filler = row.last().copied().unwrap_or(0);
+            flat.extend(row.iter().copied().chain(std::iter::repeat(filler)).take(length));
+        }
+        Tensor::from_slice(&flat).view([self.rows.len() as i64, length as i64])
+    }
+}
+
+fn encode(subject: &Subject<'_>, text: &[String], prepend_bos: bool) -> Result<Vec<Vec<i64>>> {
+    let codec = subject.text.ok_or_else(|| {
+        Error::Unsupported(
+            "`text` needs the model's tokenizer, this model has none: give `tokens`".to_owned(),
+        )
+    })?;
+    text.iter().map(|text| codec.encode(text, prepend_bos)).collect()
+}

@@ -1,0 +1,303 @@
+//! From what the coordinator calls a checkpoint to a model on a device. Main type: [`Loaded`].
+//!
+//! Checkpoints of this system are one file in the artifact store; imported ones are somebody else's
+//! files, brought here and verified by `sweep_source`, read by `sweep_lens`. Either way a file is read
+//! once, and a checkpoint that cannot fit into memory is refused before anything is allocated.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use sweep_lab::{FileIdentity, StoredTensors, Subject, TextCodec};
+use sweep_lens::{
+    Device, Kind, Transformer,
+    checkpoint::Checkpoint,
+    families,
+    formats::{TensorFiles, TensorSource},
+    processing::Processing,
+    tokenizer::Tokenizer,
+};
+use sweep_proto::{
+    id::{FailureClass, failure},
+    pb,
+};
+use sweep_source::{Fetched, Location};
+
+use crate::{
+    artifacts::StoreError,
+    deliver::{Outlet, Provenance},
+    failure::{of_lab, of_source, of_store},
+    import::{is_weights, weights_hash},
+    memory,
+};
+
+/// Largest `config.json` that is read; real ones have a few KiB.
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
+
+/// A checkpoint on a device, with what experiments may want to know about it.
+pub struct Loaded {
+    /// Configuration, weights, step.
+    pub checkpoint: Checkpoint,
+    files: Vec<FileIdentity>,
+    /// Tensors as they were stored; the weights themselves for a checkpoint of this system.
+    stored: Option<TensorFiles>,
+    tokenizer: Option<Tokenizer>,
+    processing: String,
+    prepend_bos: bool,
+    dtype: Kind,
+    /// Keeps cached files from being evicted.
+    _held: Vec<Fetched>,
+}
+
+impl Loaded {
+    /// Fetches and reads `wanted`.
+    ///
+    /// # Errors
+    /// The failure to report: missing, corrupt (file and tensor named), too large for the memory, or
+    /// a source that keeps failing.
+    pub fn new(
+        outlet: &Outlet,
+        wanted: &pb::Checkpoint,
+        device: Device,
+    ) -> Result<Self, pb::Failure> {
+        match &wanted.imported {
+            Some(imported) => Self::imported(outlet, wanted.step, imported, device),
+            None => Self::own(outlet, wanted, device),
+        }
+    }
+
+    fn own(outlet: &Outlet, wanted: &pb::Checkpoint, device: Device) -> Result<Self, pb::Failure> {
+        let missing = || StoreError::Missing { key: format!("checkpoint of step {}", wanted.step) };
+        let blob = wanted.file.as_ref().ok_or_else(|| of_store(&missing()))?;
+        let bytes = if let Some(bytes) = outlet.session.cache.read(&blob.sha256) {
+            bytes
+        } else {
+            let fetched = outlet.runtime.block_on(outlet.store.get(blob));
+            let bytes = fetched.map_err(|error| of_store(&error))?.to_vec();
+            outlet.session.cache.put(&blob.sha256, &bytes);
+            bytes
+        };
+        let checkpoint = sweep_lens::checkpoint::decode(&blob.key, &bytes);
+        let mut checkpoint = checkpoint.map_err(|error| of_lab(&error.into()))?;
+        checkpoint.weights = checkpoint.weights.to_device(device);
+        let first = checkpoint.weights.iter().next().map(|(_, tensor)| tensor.kind());
+        Ok(Self {
+            files: vec![FileIdentity {
+                name: blob.name.clone(),
+                bytes: blob.size,
+                sha256: blob.sha256.clone(),
+            }],
+            stored: None,
+            tokenizer: None,
+            processing: Processing::raw().label(),
+            prepend_bos: checkpoint.config.default_prepend_bos,
+            dtype: first.unwrap_or(Kind::Float),
+            checkpoint,
+            _held: Vec::new(),
+        })
+    }
+
+    fn imported(
+        outlet: &Outlet,
+        step: u64,
+        imported: &pb::Imported,
+        device: Device,
+    ) -> Result<Self, pb::Failure> {
+        let lens = |error: sweep_lens::Error| of_lab(&error.into());
+        let permanent = |message: String| failure(FailureClass::Permanent, message);
+        let options = imported.options.clone().unwrap_or_default();
+        let fetched = fetch(outlet, &imported.location)?;
+        let tensors = TensorFiles::open(&fetched.files).map_err(lens)?;
+        let kind = kind_of(&options.dtype).map_err(permanent)?;
+        check_memory(outlet, &imported.location, &tensors, kind, device)?;
+        let config = match fetched.files.get("config.json") {
+            Some(path) => read_json(path).map_err(permanent)?,
+            None => serde_json::Value::Null,
+        };
+        let family = Some(options.family.as_str()).filter(|family| !family.is_empty());
+        let (config, weights) =
+            families::load(&config, family, &tensors, kind, device).map_err(lens)?;
+        let processing = Processing::parse(&options.processing, &config).map_err(lens)?;
+        let (mut config, weights) =
+            sweep_lens::processing::process(&config, &weights, &processing).map_err(lens)?;
+        if let Some(prepend_bos) = options.prepend_bos {
+            config.default_prepend_bos = prepend_bos;
+        }
+        let mut held = Vec::new();
+        let tokenizer = tokenizer(outlet, &fetched, &options.tokenizer, &mut held)?;
+        let own = fetched.hashes.iter().filter(|(name, _)| is_weights(name));
+        let hash = weights_hash(own.map(|(name, hash)| (name.as_str(), hash.as_str())));
+        let files = identities(&fetched);
+        held.push(fetched);
+        Ok(Self {
+            prepend_bos: config.default_prepend_bos,
+            checkpoint: Checkpoint {
+                config,
+                weights,
+                step,
+                extra: serde_json::Value::Null,
+                weights_hash: hash,
+            },
+            files,
+            stored: Some(tensors),
+            tokenizer,
+            processing: processing.label(),
+            dtype: kind,
+            _held: held,
+        })
+    }
+
+    /// The transformer over these weights.
+    ///
+    /// # Errors
+    /// When configuration and weights do not fit each other.
+    pub fn model(&self) -> Result<Transformer, pb::Failure> {
+        let weights = self.checkpoint.weights.shallow_clone();
+        let model = Transformer::new(self.checkpoint.config.clone(), weights);
+        model.map_err(|error| of_lab(&error.into()))
+    }
+
+    /// What experiments are given.
+    pub fn subject<'a>(&'a self, model: &'a Transformer, device: Device) -> Subject<'a> {
+        Subject {
+            device,
+            text: self.tokenizer.as_ref().map(|tokenizer| tokenizer as &dyn TextCodec),
+            files: &self.files,
+            stored: Some(self.stored()),
+            processing: &self.processing,
+            prepend_bos: self.prepend_bos,
+            ..Subject::of(&self.checkpoint, model)
+        }
+    }
+
+    /// The tensors as they were stored.
+    pub fn stored(&self) -> &dyn StoredTensors {
+        match &self.stored {
+            Some(stored) => stored,
+            None => &self.checkpoint.weights,
+        }
+    }
+
+    /// Adds what every result of this checkpoint says about it.
+    pub fn add_to(&self, provenance: &mut Provenance) {
+        let mut add = |name: &str, value: String| provenance.insert(name.to_owned(), value);
+        add("weights_hash", self.checkpoint.weights_hash.clone());
+        add("processing", self.processing.clone());
+        add("prepend_bos", self.prepend_bos.to_string());
+        add("dtype", name_of(self.dtype).to_owned());
+        if let Some(tokenizer) = &self.tokenizer {
+            add("tokenizer_hash", tokenizer.hash().to_owned());
+        }
+    }
+}
+
+/// Brings the files of one checkpoint here.
+fn fetch(outlet: &Outlet, location: &str) -> Result<Fetched, pb::Failure> {
+    let access = &outlet.access;
+    let fetched = outlet.runtime.block_on(async {
+        let place: Location = location.parse()?;
+        let files = access.files(&place).await?;
+        access.fetch(&place, &files).await
+    });
+    fetched.map_err(|error| of_source(&error))
+}
+
+/// The tokenizer that the options name, or else the one that lies beside the weights.
+fn tokenizer(
+    outlet: &Outlet,
+    own: &Fetched,
+    elsewhere: &str,
+    held: &mut Vec<Fetched>,
+) -> Result<Option<Tokenizer>, pb::Failure> {
+    let fetched = if elsewhere.is_empty() {
+        None
+    } else {
+        let access = &outlet.access;
+        let found = outlet.runtime.block_on(async {
+            let place = Location::from_path(elsewhere)?;
+            let files = access.tokenizer(&place).await?;
+            access.fetch(&place, &files).await
+        });
+        Some(found.map_err(|error| of_source(&error))?)
+    };
+    let files: &BTreeMap<String, PathBuf> = &fetched.as_ref().unwrap_or(own).files;
+    if !files.contains_key("tokenizer.json") && !files.contains_key("vocab.json") {
+        return Ok(None);
+    }
+    let tokenizer = Tokenizer::open(files).map_err(|error| of_lab(&error.into()))?;
+    held.extend(fetched);
+    Ok(Some(tokenizer))
+}
+
+fn identities(fetched: &Fetched) -> Vec<FileIdentity> {
+    let identity = |(name, hash): (&String, &String)| FileIdentity {
+        name: name.clone(),
+        bytes: fetched
+            .files
+            .get(name)
+            .and_then(|path| path.metadata().ok())
+            .map_or(0, |data| data.len()),
+        sha256: hash.clone(),
+    };
+    fetched.hashes.iter().map(identity).collect()
+}
+
+/// Refuses what cannot fit before the first allocation.
+fn check_memory(
+    outlet: &Outlet,
+    location: &str,
+    tensors: &TensorFiles,
+    kind: Kind,
+    device: Device,
+) -> Result<(), pb::Failure> {
+    if device != Device::Cpu {
+        return Ok(());
+    }
+    let names = TensorSource::names(tensors);
+    let sizes = names.iter().filter_map(|name| tensors.info(name)).map(|info| {
+        info.shape.iter().fold(1u64, |size, &axis| size.saturating_mul(axis.unsigned_abs()))
+    });
+    let values = sizes.fold(0u64, u64::saturating_add);
+    let needed = values.saturating_mul(kind.elt_size_in_bytes() as u64);
+    let available = outlet.memory_bytes.or_else(memory::available).unwrap_or(u64::MAX);
+    if needed <= available {
+        return Ok(());
+    }
+    let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+    Err(failure(
+        FailureClass::OutOfMemory,
+        format!(
+            "the weights of {location} take {:.2} GiB in {}, {:.2} GiB of memory are free",
+            gib(needed),
+            name_of(kind),
+            gib(available)
+        ),
+    ))
+}
+
+fn kind_of(dtype: &str) -> Result<Kind, String> {
+    match dtype {
+        "" | "float32" => Ok(Kind::Float),
+        "float64" => Ok(Kind::Double),
+        "float16" => Ok(Kind::Half),
+        "bfloat16" => Ok(Kind::BFloat16),
+        other => Err(format!("unknown dtype `{other}`")),
+    }
+}
+
+fn name_of(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Double => "float64",
+        Kind::Half => "float16",
+        Kind::BFloat16 => "bfloat16",
+        _ => "float32",
+    }
+}
+
+fn read_json(path: &std::path::Path) -> Result<serde_json::Value, String> {
+    let fail = |problem: String| format!("config.json: {problem}");
+    let size = path.metadata().map_err(|error| fail(error.to_string()))?.len();
+    if size > CONFIG_BYTES_MAX {
+        return Err(fail(format!("{size} bytes, at most {CONFIG_BYTES_MAX} are read")));
+    }
+    let bytes = std::fs::read(path).map_err(|error| fail(error.to_string()))?;
+    serde_json::from_slice(&bytes).map_err(|error| fail(error.to_string()))
+}

@@ -1,0 +1,126 @@
+//! Files that are missing, damaged or cannot be stored: what the coordinator is told.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use sweep_proto::pb::{self, FailureClass, record::Body};
+
+use crate::{
+    coordinator::{Coordinator, analysis, training},
+    process::Worker,
+};
+
+/// Protections: the bytes of a checkpoint are compared with the recorded hash, whatever is wrong with
+/// them; missing and corrupt files are told apart, and neither is tried for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn missing_swapped_and_damaged_checkpoints_are_told_apart() {
+    let coordinator = Coordinator::start().await;
+    coordinator.with(|s| s.leases.push_back(training(6, 200, &[0, 100, 200])));
+    let first = Worker::start(&coordinator, &[]);
+    coordinator.until("checkpoints", |s| s.checkpoints(6).len() == 3).await;
+    let published = coordinator.with(|s| s.checkpoints(6));
+    assert_eq!(first.terminate().await.0, Some(0));
+    let path = |index: usize| {
+        let file = published[index].file.as_ref().unwrap();
+        coordinator.artifact(&file.key)
+    };
+    // A whole file, but not the right one; half a file; no file.
+    fs::copy(path(1), path(0)).unwrap();
+    let bytes = fs::read(path(1)).unwrap();
+    fs::write(path(1), &bytes[..bytes.len() / 2]).unwrap();
+    fs::remove_file(path(2)).unwrap();
+    // And nothing of them at hand.
+    fs::remove_dir_all(coordinator.folder().join("cache")).unwrap();
+
+    coordinator.with(|s| {
+        let leases = published.iter().zip(7..).map(|(c, attempt)| analysis(attempt, c.clone()));
+        s.leases.extend(leases);
+    });
+    let _second = Worker::start(&coordinator, &[]);
+    coordinator.until("three failures", |s| (7..10).all(|n| s.failure(n).is_some())).await;
+    let failures: Vec<pb::Failure> =
+        coordinator.with(|s| (7..10).map(|n| s.failure(n).unwrap()).collect());
+    let expected: [(FailureClass, &str, &str); 3] = [
+        (FailureClass::Permanent, "step0/model.safetensors", "sha256"),
+        (FailureClass::Permanent, "step100/model.safetensors", "truncated"),
+        (FailureClass::InputMissing, "step200/model.safetensors", "is not in the artifact store"),
+    ];
+    for (failure, (class, file, word)) in failures.iter().zip(expected) {
+        assert_eq!(failure.class(), class, "{failure:?}");
+        assert!(failure.message.contains(file), "{}", failure.message);
+        assert!(failure.message.contains(word), "{}", failure.message);
+    }
+}
+
+/// Protection: the cache believes no file by its name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_file_in_the_cache_is_fetched_again() {
+    let coordinator = Coordinator::start().await;
+    coordinator.with(|s| s.leases.push_back(training(6, 100, &[100])));
+    let _worker = Worker::start(&coordinator, &[]);
+    coordinator.until("a checkpoint", |s| s.checkpoints(6).len() == 1).await;
+    let checkpoint = coordinator.with(|s| s.checkpoints(6).remove(0));
+    let hash = checkpoint.file.as_ref().unwrap().sha256.clone();
+    let cached = coordinator.folder().join("cache/checkpoints").join(hash);
+    let mut bytes = fs::read(&cached).unwrap();
+    let whole = bytes.clone();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&cached, bytes).unwrap();
+    coordinator.with(|s| s.leases.push_back(analysis(7, checkpoint)));
+    coordinator.until("the analysis", |s| s.is_done(7)).await;
+    assert_eq!(fs::read(&cached).unwrap(), whole);
+}
+
+/// Protection: a store that never answers is given up when the patience is over, with its name and the
+/// file's, as something that may pass.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_refuses_for_longer_than_the_patience_fails_the_task() {
+    let coordinator = Coordinator::start().await;
+    coordinator.with(|s| s.leases.push_back(training(7, 100, &[0, 100])));
+    let environment = [
+        ("AWS_ACCESS_KEY_ID", "key"),
+        ("AWS_SECRET_ACCESS_KEY", "secret"),
+        ("AWS_REGION", "us-east-1"),
+        ("AWS_ENDPOINT", "http://127.0.0.1:1"),
+    ];
+    let arguments = ["--artifacts", "s3://lab/runs", "--patience", "3s"];
+    let begun = Instant::now();
+    let worker = Worker::start_with(&coordinator, &arguments, &environment);
+    coordinator.until("the failure", |s| s.failure(7).is_some()).await;
+    let failure = coordinator.with(|s| s.failure(7)).unwrap();
+    assert_eq!(failure.class(), FailureClass::Transient);
+    assert!(failure.message.contains("artifact store failed"), "{}", failure.message);
+    assert!(failure.message.contains("step0/model.safetensors"), "{}", failure.message);
+    assert!(worker.log().contains("trying again"), "{}", worker.log());
+    assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
+    coordinator.with(|s| {
+        let told = s.accepted(7).iter().any(|body| matches!(body, Body::Checkpoint(_)));
+        assert!(!told, "a checkpoint that is nowhere");
+    });
+}
+
+/// Protection: a training whose saved state is damaged says so instead of starting from nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_trainer_state_is_named() {
+    let coordinator = Coordinator::start().await;
+    coordinator.with(|s| s.leases.push_back(training(6, 200, &[0, 100])));
+    let _worker = Worker::start(&coordinator, &[]);
+    coordinator.until("the first training", |s| s.is_done(6)).await;
+    let state = coordinator.with(|s| s.trainer_state()).unwrap();
+    let path = coordinator.artifact(&state.file.as_ref().unwrap().key);
+    let mut bytes = fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 0x40;
+    fs::write(&path, bytes).unwrap();
+    let mut lease = training(7, 200, &[0, 100]);
+    if let Some(pb::lease::Work::Train(work)) = &mut lease.work {
+        work.seeds[0].resume = Some(state);
+    }
+    coordinator.with(|s| s.leases.push_back(lease));
+    coordinator.until("the failure", |s| s.failure(7).is_some()).await;
+    let failure = coordinator.with(|s| s.failure(7)).unwrap();
+    assert_eq!(failure.class(), FailureClass::Permanent);
+    assert!(failure.message.contains("step100/trainer.safetensors"), "{}", failure.message);
+    assert!(failure.message.contains("tensor `"), "{}", failure.message);
+}
