@@ -5,6 +5,7 @@
 //! - [`connect`], [`daemon`]: which coordinator, and the processes that `sweep` starts by itself.
 //! - [`spec_file`]: sweep files with problems at line and column. [`sources`]: where checkpoints
 //!   come from.
+//! - [`problems`]: presets of the open problems.
 //! - [`series`], [`export`]: metric values, tidy files. [`figures`], [`chart`]: plots.
 //! - [`artifacts`]: verified downloads. [`progress`]: live displays.
 //! - [`output`], [`table`], [`format`](mod@format), [`error`]: what people and scripts see.
@@ -24,6 +25,7 @@ pub mod figures;
 pub mod format;
 pub mod imports;
 pub mod output;
+pub mod problems;
 pub mod progress;
 pub mod series;
 pub mod sources;

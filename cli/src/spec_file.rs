@@ -125,6 +125,19 @@ impl SweepFile {
         Ok(file)
     }
 
+    /// The part below some keys as a sweep file of its own; places stay those of the whole file.
+    pub fn within(mut self, keys: &[&str]) -> Self {
+        let prefix: Vec<Segment> = keys.iter().map(|key| Segment::Key((*key).to_owned())).collect();
+        let below = |(path, place): (Vec<Segment>, Place)| {
+            path.strip_prefix(&prefix[..]).map(|rest| (rest.to_vec(), place))
+        };
+        self.places = self.places.into_iter().filter_map(below).collect();
+        for key in keys {
+            self.document = self.document[*key].take();
+        }
+        self
+    }
+
     /// The file as one JSON document.
     pub fn document(&self) -> &Value {
         &self.document

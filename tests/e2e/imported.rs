@@ -1,16 +1,26 @@
 //! Models that this system did not train, from a folder, with the real binaries.
 
-use std::{fs, path::Path, process::Command, process::Output};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
 
 use serde_json::{Value, json};
 use sweep_tests::{binary, published::write_gpt2};
 
+use crate::hub_server::{Fault, HubServer, sha256};
+
 const STEPS: [u64; 4] = [0, 10, 20, 30];
 
 fn run_in(folder: &Path, arguments: &[&str]) -> Output {
+    command(folder, arguments).output().unwrap()
+}
+
+fn command(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(binary("sweep"));
     command.current_dir(folder).args(arguments).env_remove("SWEEP_COORDINATOR");
-    command.output().unwrap()
+    command
 }
 
 #[track_caller]
@@ -124,4 +134,81 @@ fn a_place_without_checkpoints_is_refused_with_line_and_column() {
         assert!(stderr.contains("bad.yaml:3:") && stderr.contains(message), "{stderr}");
         assert!(!folder.join(".sweep").exists(), "nothing was started");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_revision_of_a_hub_is_fetched_once_and_analysed() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write_run(folder);
+    let hub = HubServer::start().await;
+    for step in STEPS {
+        let file = |name: &str| fs::read(folder.join(format!("runs/my-lm/step{step}/{name}")));
+        let revision = format!("step{step}");
+        hub.file("lab/my-lm", &revision, "config.json", &file("config.json").unwrap(), false);
+        let weights = file("model.safetensors").unwrap();
+        hub.file("lab/my-lm", &revision, "model.safetensors", &weights, true);
+        if step == 20 {
+            hub.fault(&sha256(&weights), Fault::Cut(weights.len() / 2), 1);
+        }
+    }
+    // One connection breaks in mid-file, and the hub is overloaded once.
+    hub.fault("resolve/step10/model.safetensors", Fault::Status(503, Vec::new()), 1);
+    let tokens = json!([[1, 2, 3, 4, 5]]);
+    let model = |source: Value| {
+        json!({
+            "name": "published", "models": [source],
+            "experiments": ["integrity", { "per-token-loss": { "tokens": tokens } }],
+        })
+    };
+    fs::write(folder.join("hub.yaml"), model(json!({ "hub": "lab/my-lm" })).to_string()).unwrap();
+    fs::write(folder.join("path.yaml"), model(json!({ "path": "runs/my-lm" })).to_string())
+        .unwrap();
+    let run = |arguments: &[&str]| {
+        let output = command(folder, arguments).env("HF_ENDPOINT", &hub.url).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    let from_hub = run(&["local", "hub.yaml"]);
+    let from_folder = run(&["local", "path.yaml"]);
+    for metric in ["per-token-loss.loss", "integrity.distance_previous"] {
+        let values = |id: &str| -> Vec<(Value, Value)> {
+            let rows = rows(folder, id, metric);
+            rows.iter().map(|row| (row["step"].clone(), row["value"].clone())).collect()
+        };
+        assert_eq!(values(&from_hub), values(&from_folder), "{metric}");
+        assert!(!values(&from_hub).is_empty(), "{metric}");
+    }
+    // Two experiments, one of which reads the checkpoint before, cost one download of each.
+    for step in STEPS {
+        let fetches = hub.seen(&format!("resolve/step{step}/model.safetensors")).len();
+        assert_eq!(fetches, if [10, 20].contains(&step) { 2 } else { 1 }, "step {step}");
+    }
+}
+
+#[test]
+fn checkpoints_of_this_system_can_be_analysed_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let params = json!({ "p": 13, "d_model": 16, "d_mlp": 32, "n_heads": 2, "steps": 40 });
+    let train = json!({
+        "name": "trained",
+        "models": [{ "train": { "recipe": "modular-addition", "params": params, "seeds": 1 },
+                     "checkpoints": { "every": 20 } }],
+        "experiments": ["grokking-progress"],
+    });
+    fs::write(folder.join("train.yaml"), train.to_string()).unwrap();
+    let trained = sweep(folder, &["local", "train.yaml"], 0);
+    let run = format!(".sweep/artifacts/v1/{}/m0/train/1.1", trained.trim());
+    let again = json!({
+        "name": "again", "models": [{ "path": run }], "experiments": ["grokking-progress"],
+    });
+    fs::write(folder.join("again.yaml"), again.to_string()).unwrap();
+    let again = sweep(folder, &["local", "again.yaml"], 0);
+    let losses = |id: &str| -> Vec<Value> {
+        let rows = rows(folder, id.trim(), "grokking-progress.restricted_loss");
+        rows.iter().map(|row| row["value"].clone()).collect()
+    };
+    assert_eq!(losses(&trained).len(), 3);
+    assert_eq!(losses(&trained), losses(&again));
 }

@@ -9,6 +9,9 @@ mod coordinator_crash;
 mod corrupt_checkpoint;
 mod diverging_seed;
 mod full_spool;
+#[path = "../../worker/source/tests/it/hub_server.rs"]
+#[expect(dead_code, reason = "the tests of sources use all of it")]
+mod hub_server;
 mod imported;
 mod local;
 mod object_store;

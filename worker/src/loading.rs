@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use sweep_lab::{FileIdentity, StoredTensors, Subject, TextCodec};
 use sweep_lens::{
-    Device, Kind, Transformer,
+    Config, Device, Kind, Transformer, Weights,
     checkpoint::Checkpoint,
     families,
     formats::{TensorFiles, TensorSource},
@@ -102,19 +102,13 @@ impl Loaded {
         device: Device,
     ) -> Result<Self, pb::Failure> {
         let lens = |error: sweep_lens::Error| of_lab(&error.into());
-        let permanent = |message: String| failure(FailureClass::Permanent, message);
         let options = imported.options.clone().unwrap_or_default();
         let fetched = fetch(outlet, &imported.location)?;
         let tensors = TensorFiles::open(&fetched.files).map_err(lens)?;
-        let kind = kind_of(&options.dtype).map_err(permanent)?;
+        let kind = kind_of(&options.dtype)?;
         check_memory(outlet, &imported.location, &tensors, kind, device)?;
-        let config = match fetched.files.get("config.json") {
-            Some(path) => read_json(path).map_err(permanent)?,
-            None => serde_json::Value::Null,
-        };
-        let family = Some(options.family.as_str()).filter(|family| !family.is_empty());
-        let (config, weights) =
-            families::load(&config, family, &tensors, kind, device).map_err(lens)?;
+        let Contents { config, weights, extra } =
+            read(&fetched, &tensors, &options.family, kind, device)?;
         let processing = Processing::parse(&options.processing, &config).map_err(lens)?;
         let (mut config, weights) =
             sweep_lens::processing::process(&config, &weights, &processing).map_err(lens)?;
@@ -129,13 +123,7 @@ impl Loaded {
         held.push(fetched);
         Ok(Self {
             prepend_bos: config.default_prepend_bos,
-            checkpoint: Checkpoint {
-                config,
-                weights,
-                step,
-                extra: serde_json::Value::Null,
-                weights_hash: hash,
-            },
+            checkpoint: Checkpoint { config, weights, step, extra, weights_hash: hash },
             files,
             stored: Some(tensors),
             tokenizer,
@@ -198,6 +186,55 @@ fn fetch(outlet: &Outlet, location: &str) -> Result<Fetched, pb::Failure> {
         access.fetch(&place, &files).await
     });
     fetched.map_err(|error| of_source(&error))
+}
+
+/// What the files of a checkpoint say.
+struct Contents {
+    config: Config,
+    weights: Weights,
+    /// What the recipe recorded, for a checkpoint that this system trained.
+    extra: serde_json::Value,
+}
+
+fn read(
+    fetched: &Fetched,
+    tensors: &TensorFiles,
+    family: &str,
+    kind: Kind,
+    device: Device,
+) -> Result<Contents, pb::Failure> {
+    let lens = |error: sweep_lens::Error| of_lab(&error.into());
+    let family = Some(family).filter(|family| !family.is_empty());
+    if let Some(path) = own_file(fetched, family).map_err(lens)? {
+        let Checkpoint { config, weights, extra, .. } =
+            sweep_lens::checkpoint::open(path).map_err(lens)?;
+        return Ok(Contents { config, weights: weights.to_kind(kind).to_device(device), extra });
+    }
+    let config = match fetched.files.get("config.json") {
+        Some(path) => {
+            read_json(path).map_err(|message: String| failure(FailureClass::Permanent, message))?
+        }
+        None => serde_json::Value::Null,
+    };
+    let (config, weights) = families::load(&config, family, tensors, kind, device).map_err(lens)?;
+    Ok(Contents { config, weights, extra: serde_json::Value::Null })
+}
+
+/// The file, if this system wrote it: it holds its configuration itself, and hashes that are verified.
+fn own_file<'a>(
+    fetched: &'a Fetched,
+    family: Option<&str>,
+) -> sweep_lens::Result<Option<&'a PathBuf>> {
+    if fetched.files.contains_key("config.json") || family.is_some_and(|name| name != "native") {
+        return Ok(None);
+    }
+    let mut weights = fetched.files.iter().filter(|(name, _)| is_weights(name));
+    match (weights.next(), weights.next()) {
+        (Some((name, path)), None) if name.ends_with(".safetensors") => {
+            Ok(sweep_lens::checkpoint::is_own(path)?.then_some(path))
+        }
+        _ => Ok(None),
+    }
 }
 
 /// The tokenizer that the options name, or else the one that lies beside the weights.
@@ -273,13 +310,13 @@ fn check_memory(
     ))
 }
 
-fn kind_of(dtype: &str) -> Result<Kind, String> {
+fn kind_of(dtype: &str) -> Result<Kind, pb::Failure> {
     match dtype {
         "" | "float32" => Ok(Kind::Float),
         "float64" => Ok(Kind::Double),
         "float16" => Ok(Kind::Half),
         "bfloat16" => Ok(Kind::BFloat16),
-        other => Err(format!("unknown dtype `{other}`")),
+        other => Err(failure(FailureClass::Permanent, format!("unknown dtype `{other}`"))),
     }
 }
 

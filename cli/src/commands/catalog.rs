@@ -1,7 +1,8 @@
-//! `sweep catalog`: what workers can run, and which published models there are. With a coordinator,
+//! `sweep catalog`: what workers can run, which published models there are, and the open problems. With a coordinator,
 //! its word about experiments and recipes; without one, the catalogue that is built in.
 
 mod models;
+mod problems;
 
 use clap::{Args, ValueEnum};
 use comfy_table::Cell;
@@ -21,13 +22,13 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  sweep catalog experiments\n  sweep catalog grokking-progress\n  \
-    sweep catalog models pythia-160m\n  sweep catalog checkpoints pythia-160m"
+    sweep catalog models pythia-160m\n  sweep catalog checkpoints pythia-160m\n  sweep catalog problems 5.22"
 )]
 pub struct CatalogArgs {
-    /// experiments, recipes, models, checkpoints, or a name
+    /// experiments, recipes, models, checkpoints, problems, or a name
     #[arg(value_name = "WHAT")]
     what: Option<String>,
-    /// Name of an experiment, recipe or model; for checkpoints also a folder, s3:// or hub: location
+    /// Name of an experiment, recipe or model, number of a problem; for checkpoints also a folder, s3:// or hub: location
     #[arg(value_name = "NAME")]
     name: Option<String>,
 }
@@ -38,12 +39,14 @@ enum Section {
     Recipes,
     Models,
     Checkpoints,
+    Problems,
 }
 
 pub(super) async fn run(cx: &Context, args: CatalogArgs) -> Result<Outcome> {
     let section = args.what.as_deref().and_then(|what| Section::from_str(what, false).ok());
     match section {
         Some(Section::Models) => return models::models(cx, args.name.as_deref()),
+        Some(Section::Problems) => return problems::problems(cx, args.name.as_deref()),
         Some(Section::Checkpoints) => return models::checkpoints(cx, args.name.as_deref()).await,
         Some(Section::Experiments | Section::Recipes) | None => {}
     }
@@ -60,7 +63,7 @@ pub(super) async fn run(cx: &Context, args: CatalogArgs) -> Result<Outcome> {
         (None, what, None) => what,
         (None, Some(what), Some(_)) => {
             return Err(CommandError::usage(format!(
-                "`{what}` is none of experiments, recipes, models and checkpoints"
+                "`{what}` is none of experiments, recipes, models, checkpoints and problems"
             )));
         }
         (None, None, Some(name)) => Some(name),

@@ -23,6 +23,7 @@ use crate::{
     context::Context,
     error::{Outcome, Result, file_error},
     imports,
+    problems::FileArgs,
     progress::{ended, state_word},
     series::{Selection, SeriesStream},
     spec_file::SweepFile,
@@ -30,12 +31,14 @@ use crate::{
 
 /// Arguments of `sweep local`.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  sweep local grokking.yaml\n  sweep results last\n\n\
+#[command(
+    after_help = "Examples:\n  sweep local grokking.yaml\n  sweep local --problem 5.22\n  sweep results last\n\n\
     Everything is kept in --dir (default .sweep); all other verbs find it there. Ctrl-C stops in an\n\
-    orderly way, and the same command goes on. The exit code tells how the sweep ended.")]
+    orderly way, and the same command goes on. The exit code tells how the sweep ended."
+)]
 pub struct LocalArgs {
-    /// Sweep file (YAML or JSON), - for standard input
-    file: PathBuf,
+    #[command(flatten)]
+    file: FileArgs,
     /// Leases that run side by side
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     slots: Option<u32>,
@@ -66,7 +69,7 @@ impl LocalArgs {
 }
 
 pub(super) async fn run(cx: &Context, args: LocalArgs) -> Result<Outcome> {
-    let file = SweepFile::read(&args.file)?;
+    let file = args.file.read()?;
     let mut spec = file.decode()?;
     imports::list(cx, &file, &mut spec).await?;
     let known = catalog::embedded();
@@ -89,7 +92,7 @@ pub(super) async fn run(cx: &Context, args: LocalArgs) -> Result<Outcome> {
             Some(dir) => format!(" --dir {}", dir.display()),
             None => String::new(),
         };
-        cx.output.hint(&format!("go on with: sweep local {}{place}", args.file.display()));
+        cx.output.hint(&format!("go on with: sweep local {}{place}", args.file.again()));
     }
     result
 }

@@ -1,8 +1,6 @@
 //! `sweep plan`: what a sweep file would run. Works without a coordinator, from the catalogue that
 //! is built in; with one, says also what is done already.
 
-use std::path::PathBuf;
-
 use clap::Args;
 use serde_json::{Value, json};
 use sweep_proto::{
@@ -14,6 +12,7 @@ use crate::{
     context::Context,
     error::{Outcome, Result},
     format, imports,
+    problems::FileArgs,
     spec_file::SweepFile,
     table::{self, Align},
 };
@@ -23,14 +22,16 @@ const LABELS_MAX: usize = 20;
 
 /// Arguments of `sweep plan`.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  sweep plan grokking.yaml")]
+#[command(
+    after_help = "Examples:\n  sweep plan grokking.yaml\n  sweep plan --problem 5.22 --setting full"
+)]
 pub struct PlanArgs {
-    /// Sweep file (YAML or JSON), - for standard input
-    file: PathBuf,
+    #[command(flatten)]
+    file: FileArgs,
 }
 
 pub(super) async fn run(cx: &Context, args: PlanArgs) -> Result<Outcome> {
-    let file = SweepFile::read(&args.file)?;
+    let file = args.file.read()?;
     let mut spec = file.decode()?;
     imports::list(cx, &file, &mut spec).await?;
     let plan = if cx.connection.target().is_some() {

@@ -1,8 +1,6 @@
 //! `sweep submit`: checks a sweep file against the coordinator's catalogue and starts it. The id
 //! alone goes to standard output.
 
-use std::path::PathBuf;
-
 use clap::Args;
 use serde_json::json;
 use sweep_proto::{pb, spec::SweepSpec};
@@ -13,15 +11,17 @@ use crate::{
     context::Context,
     error::{Outcome, Result},
     format, imports,
+    problems::FileArgs,
     spec_file::SweepFile,
 };
 
 /// Arguments of `sweep submit`.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  id=$(sweep submit grokking.yaml) && sweep watch \"$id\"")]
+#[command(after_help = "Examples:\n  id=$(sweep submit grokking.yaml) && sweep watch \"$id\"\n  \
+    sweep submit --problem 5.22 --setting full")]
 pub struct SubmitArgs {
-    /// Sweep file (YAML or JSON), - for standard input
-    file: PathBuf,
+    #[command(flatten)]
+    file: FileArgs,
     /// Refuse a sweep with more tasks
     #[arg(long, value_name = "N")]
     max_tasks: Option<u64>,
@@ -31,7 +31,7 @@ pub struct SubmitArgs {
 }
 
 pub(super) async fn run(cx: &Context, args: SubmitArgs) -> Result<Outcome> {
-    let file = SweepFile::read(&args.file)?;
+    let file = args.file.read()?;
     let mut spec = file.decode()?;
     imports::list(cx, &file, &mut spec).await?;
     let connection = cx.connect().await?;

@@ -4,6 +4,7 @@ use std::{
     net::SocketAddr,
     sync::{Arc, Mutex},
     thread::JoinHandle,
+    time::Duration,
 };
 
 use futures::stream::{self, BoxStream, StreamExt};
@@ -34,7 +35,7 @@ pub(crate) struct State {
     pub(crate) submitted: Vec<String>,
     /// Statuses of one watch; the stream ends after them.
     pub(crate) watch: Vec<pb::SweepStatus>,
-    /// A watch stays open after its statuses.
+    /// A watch stays open after its statuses, as long as this is set.
     pub(crate) watch_stays: bool,
     /// The next `List` of sweeps is answered by a coordinator that is just stopping.
     pub(crate) stopping: bool,
@@ -187,7 +188,17 @@ impl SweepService for Fake {
         self.find(&request.into_inner().sweep)?;
         let (statuses, stays) = self.with(|state| (state.watch.clone(), state.watch_stays));
         let stream = many(statuses);
-        Ok(Response::new(if stays { stream.chain(stream::pending()).boxed() } else { stream }))
+        if !stays {
+            return Ok(Response::new(stream));
+        }
+        let fake = self.clone();
+        let open = async move {
+            while fake.with(|state| state.watch_stays) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let end = stream::once(open).filter_map(|()| std::future::ready(None));
+        Ok(Response::new(stream.chain(end).boxed()))
     }
 
     type TasksStream = Many<pb::TaskInfo>;

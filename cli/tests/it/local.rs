@@ -10,7 +10,7 @@ use sweep_proto::pb::{self, SweepState};
 
 use crate::{
     fake::{Fake, Server},
-    run::{Sweep, eventually, finish, script, signal, sweep},
+    run::{Finished, Sweep, eventually, finish, script, signal, sweep},
 };
 
 const FILE: &str = "name: tiny\nmodels: [{ train: { recipe: modular-addition } }]\n";
@@ -55,6 +55,17 @@ impl Setup {
             .env("SWEEP_WORKER_BIN", &self.worker)
     }
 
+    /// Runs it; the sweep ends in `state` once the worker has begun.
+    fn run_to(&self, state: SweepState) -> Finished {
+        let begun = self.data().join("worker-arguments");
+        let _ = fs::remove_file(&begun);
+        self.watch(SweepState::Running, true);
+        let child = self.local(&[]).start();
+        eventually("the worker runs", || exists(&begun));
+        self.watch(state, false);
+        finish(child)
+    }
+
     fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }
@@ -95,7 +106,6 @@ fn both_run_while_there_is_work_and_stop_in_order() {
         setup.watch(SweepState::Running, true);
         let child = setup.local(&["--slots", "3", "--threads", "1", "--device", "cuda:1"]).start();
         eventually("the worker runs", || exists(&setup.data().join("worker-arguments")));
-        setup.watch(state, false);
         signal(&child, "-INT");
         let finished = finish(child);
         assert_eq!(finished.code, 1, "{}", finished.stderr);
@@ -120,12 +130,7 @@ fn both_run_while_there_is_work_and_stop_in_order() {
             "{arguments}"
         );
         // The same again: the sweep goes on, and ends once the worker has begun.
-        fs::remove_file(setup.data().join("worker-arguments")).unwrap();
-        setup.watch(SweepState::Running, true);
-        let child = setup.local(&[]).start();
-        eventually("the worker runs again", || exists(&setup.data().join("worker-arguments")));
-        setup.watch(state, false);
-        let again = finish(child);
+        let again = setup.run_to(state);
         assert_eq!((again.code, again.stdout.trim()), (code, id), "{}", again.stderr);
         assert_eq!(setup.life().len(), 8);
     }
@@ -134,8 +139,7 @@ fn both_run_while_there_is_work_and_stop_in_order() {
 #[test]
 fn a_finished_sweep_starts_no_worker() {
     let setup = setup(WORKER);
-    setup.watch(SweepState::Done, false);
-    let first = setup.local(&[]).run();
+    let first = setup.run_to(SweepState::Done);
     assert_eq!(first.code, 0, "{}", first.stderr);
     setup.fake.with(|s| s.sweeps[0].state = SweepState::Done as i32);
     let before = setup.life().iter().filter(|line| *line == "worker started").count();
@@ -228,7 +232,7 @@ fn the_coordinator_and_worker_of_another_command_are_used() {
     // Its worker is gone: one of our own, and only that.
     setup.fake.with(|s| s.workers.clear());
     fs::write(setup.folder.path().join("tiny.yaml"), FILE.replace("tiny", "tiny2")).unwrap();
-    assert_eq!(setup.local(&[]).run().code, 0);
+    assert_eq!(setup.run_to(SweepState::Done).code, 0);
     assert_eq!(setup.life(), ["worker started", "worker stopped"]);
 }
 

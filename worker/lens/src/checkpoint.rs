@@ -74,6 +74,16 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
     interpret(&file, contents)
 }
 
+/// Tells whether a safetensors file is a checkpoint that [`encode`] wrote, from its header alone.
+///
+/// # Errors
+/// [`Error::Io`] when the file cannot be opened, [`Error::Checkpoint`] when it has no header.
+pub fn is_own(path: &Path) -> Result<bool> {
+    let source = File::open(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+    let metadata = tensor_file::read_metadata(&path.display().to_string(), source)?;
+    Ok(metadata.is_some_and(|entries| entries.get("format").is_some_and(|it| it == FORMAT)))
+}
+
 /// Returns the identity of a set of weights: the SHA-256, in hexadecimal, over names, element types,
 /// shapes and bytes in name order.
 ///

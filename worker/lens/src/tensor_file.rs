@@ -107,6 +107,21 @@ pub fn read_tensors(file: &str, mut source: impl Read) -> Result<TensorFile> {
     }
 }
 
+/// Reads the metadata of any safetensors file, unverified; `None` when it has none.
+///
+/// # Errors
+/// [`Error::Checkpoint`] when the file does not begin with a header.
+pub(crate) fn read_metadata(
+    file: &str,
+    mut source: impl Read,
+) -> Result<Option<BTreeMap<String, String>>> {
+    let fail = |problem| Error::checkpoint(file, None, problem);
+    let header = read_header(&mut source).map_err(fail)?;
+    let header: Metadata = serde_json::from_slice(&header)
+        .map_err(|error| fail(Problem::NotSafetensors(error.to_string())))?;
+    Ok(header.metadata().as_ref().map(|entries| entries.iter().map(clone_pair).collect()))
+}
+
 /// Returns the SHA-256, in hexadecimal, of a tensor's element type, shape and bytes.
 ///
 /// # Errors
