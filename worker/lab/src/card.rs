@@ -139,6 +139,8 @@ pub enum Axis {
     Cell,
     /// Quantile, labelled with its level.
     Quantile,
+    /// Change of a curve, in time order, from 0.
+    Change,
     /// Position in a sequence, from 0.
     Position,
     /// Task of a model that learns several, from the most frequent one.
@@ -168,6 +170,7 @@ impl Axis {
             Self::Component => "component",
             Self::Cell => "cell",
             Self::Quantile => "quantile",
+            Self::Change => "change",
             Self::Position => "position",
             Self::Task => "task",
             Self::Digit => "digit",

@@ -3,6 +3,7 @@
 use crate::experiment::AnyExperiment;
 
 pub mod activations;
+pub mod change_points;
 pub mod digit_order;
 pub mod digit_phases;
 pub mod frequency_choice;
@@ -25,6 +26,7 @@ pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &frequency_choice::FrequencyChoice,
     &grok_predict::GrokPredict,
     &activations::Activations,
+    &change_points::ChangePoints,
     &grokking_phases::GrokkingPhases,
     &grokking_progress::GrokkingProgress,
     &integrity::Integrity,
