@@ -2,7 +2,9 @@
 
 use crate::experiment::AnyExperiment;
 
+pub mod activation_patching;
 pub mod activations;
+pub mod copy_score;
 pub mod digit_order;
 pub mod digit_phases;
 pub mod frequency_choice;
@@ -11,6 +13,11 @@ pub mod grokking_phases;
 pub mod grokking_progress;
 pub mod integrity;
 pub mod integrity_report;
+pub mod ioi;
+pub mod ioi_ablation;
+pub mod ioi_attention;
+pub mod ioi_dla;
+pub mod path_patching;
 pub mod pca;
 pub mod per_token_loss;
 pub mod phase_transition;
@@ -20,15 +27,22 @@ pub mod weight_norms;
 
 /// All experiments this build can run; the worker advertises exactly this list.
 pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
+    &activation_patching::ActivationPatching,
+    &activations::Activations,
+    &copy_score::CopyScore,
     &digit_order::DigitOrder,
     &digit_phases::DigitPhases,
     &frequency_choice::FrequencyChoice,
     &grok_predict::GrokPredict,
-    &activations::Activations,
     &grokking_phases::GrokkingPhases,
     &grokking_progress::GrokkingProgress,
     &integrity::Integrity,
     &integrity_report::IntegrityReport,
+    &ioi::Ioi,
+    &ioi_ablation::IoiAblation,
+    &ioi_attention::IoiAttention,
+    &ioi_dla::IoiDla,
+    &path_patching::PathPatching,
     &pca::Pca,
     &per_token_loss::PerTokenLoss,
     &phase_transition::PhaseTransition,
