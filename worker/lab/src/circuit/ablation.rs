@@ -47,7 +47,7 @@ impl Means {
     /// Adds the prompts of a batch.
     pub(crate) fn see(&mut self, meter: &Meter<'_>, batch: &Batch) {
         let mut cache = Cache::only(|hook| matches!(hook, Hook::Block { site: Site::Z, .. }));
-        meter.watch(&batch.abc(), &mut cache);
+        meter.watch(&batch.abc, &mut cache);
         let groups = self.groups_of(batch);
         let double = (Kind::Double, batch.tokens.device());
         // All that takes memory comes first: a batch that fails is tried again and must not count twice.

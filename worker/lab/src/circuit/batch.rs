@@ -31,8 +31,9 @@ pub(crate) struct Batch {
     pub s2_at: Tensor,
     /// Positions where answers are predicted.
     pub end_at: Tensor,
-    /// Names of the ABC corruption, i64 `[row, 3]`; those of the prompt where there are none.
-    others: Tensor,
+    /// The prompts with three other names: nothing tells the answer (ABC). i64 `[row, pos]`; the prompts themselves
+    /// where there are too few names (see [`IoiSet::need_others`]).
+    pub abc: Tensor,
 }
 
 impl Batch {
@@ -43,23 +44,24 @@ impl Batch {
             Tensor::from_slice(&prompts.iter().map(of).collect::<Vec<_>>()).to_device(device)
         };
         let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
-        let mut flat = Vec::with_capacity(prompts.len() * longest);
-        for Prompt { tokens, .. } in prompts {
-            let filler = tokens.last().copied().unwrap_or(0);
-            flat.extend(tokens.iter().copied().chain(std::iter::repeat(filler)).take(longest));
-        }
-        let others: Vec<i64> =
-            prompts.iter().flat_map(|p| p.others.unwrap_or([p.io, p.s, p.s])).collect();
+        let padded = |of: &dyn Fn(&Prompt) -> &[i64]| {
+            let mut flat = Vec::with_capacity(prompts.len() * longest);
+            for tokens in prompts.iter().map(of) {
+                let filler = tokens.last().copied().unwrap_or(0);
+                flat.extend(tokens.iter().copied().chain(std::iter::repeat(filler)).take(longest));
+            }
+            Tensor::from_slice(&flat).view([-1, longest as i64]).to_device(device)
+        };
         Self {
             first,
-            tokens: Tensor::from_slice(&flat).view([-1, longest as i64]).to_device(device),
+            tokens: padded(&|p| &p.tokens),
+            abc: padded(&|p| p.abc.as_ref().unwrap_or(&p.tokens)),
             io: vector(&|p| p.io),
             s: vector(&|p| p.s),
             io_at: vector(&|p| p.places.io as i64),
             s1_at: vector(&|p| p.places.s1 as i64),
             s2_at: vector(&|p| p.places.s2 as i64),
             end_at: vector(&|p| p.places.end as i64),
-            others: Tensor::from_slice(&others).view([-1, 3]).to_device(device),
         }
     }
 
@@ -76,12 +78,6 @@ impl Batch {
     /// The prompts with the indirect object in place of the second subject: the answer changes (D25).
     pub(crate) fn flipped(&self) -> Tensor {
         self.tokens.scatter(1, &self.s2_at.unsqueeze(-1), &self.io.unsqueeze(-1))
-    }
-
-    /// The prompts with three other names: nothing tells the answer (ABC).
-    pub(crate) fn abc(&self) -> Tensor {
-        let places = Tensor::stack(&[&self.io_at, &self.s1_at, &self.s2_at], -1);
-        self.tokens.scatter(1, &places, &self.others)
     }
 }
 
@@ -102,14 +98,27 @@ pub(crate) fn in_batches<T>(
 ) -> Result<Vec<T>> {
     let config = subject.model.config();
     let longest = set.prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(1) as i64;
-    let numbers_max: i64 = if subject.device == Device::Cpu { 1 << 27 } else { 1 << 30 };
-    let per_row = numbers_of_a_pass(config, longest).saturating_add(cached).max(1);
-    let mut at_once = (numbers_max / per_row).max(1) as usize;
+    let per_row = numbers_of_a_pass(config, longest).saturating_add(cached);
+    halving(set.prompts.len(), per_row, subject.device, |first, length| {
+        run(&Batch::new(set, first, length, subject.device))
+    })
+}
+
+/// Runs `run` on rows `first..first + length` until all are done, as many at once as fit into memory at `per_row`
+/// numbers each; rows that do not fit after all are tried again, half as many at a time.
+pub(crate) fn halving<T>(
+    n_rows: usize,
+    per_row: i64,
+    device: Device,
+    mut run: impl FnMut(usize, usize) -> Result<T>,
+) -> Result<Vec<T>> {
+    let numbers_max: i64 = if device == Device::Cpu { 1 << 27 } else { 1 << 30 };
+    let mut at_once = (numbers_max / per_row.max(1)).max(1) as usize;
     let mut results = Vec::new();
     let mut first = 0;
-    while first < set.prompts.len() {
-        let length = at_once.min(set.prompts.len() - first);
-        match catch(|| run(&Batch::new(set, first, length, subject.device))) {
+    while first < n_rows {
+        let length = at_once.min(n_rows - first);
+        match catch(|| run(first, length)) {
             Ok(result) => {
                 results.push(result);
                 first += length;
@@ -122,7 +131,7 @@ pub(crate) fn in_batches<T>(
 }
 
 /// Numbers alive at once in a pass over one prompt, roughly.
-fn numbers_of_a_pass(config: &Config, pos: i64) -> i64 {
+pub(crate) fn numbers_of_a_pass(config: &Config, pos: i64) -> i64 {
     let Config { d_model, d_mlp, n_heads, d_head, .. } = *config;
     pos * (6 * d_model + 5 * n_heads * d_head + 4 * d_mlp + 4 * n_heads * pos)
 }
@@ -156,15 +165,19 @@ impl<'a> Meter<'a> {
         (of(self.w_u).transpose(0, 1), bias)
     }
 
-    /// What the unembedding reads at the ends, after the final norm, `[row, d_model]`.
+    /// What the unembedding reads, after the final norm, `[row, pos, d_model]`.
+    pub(crate) fn forward(&self, tokens: &Tensor, hooks: &mut dyn Hooks) -> Tensor {
+        self.model.forward(tokens, &Run { skip_unembed: true, ..Run::FULL }, hooks)
+    }
+
+    /// The same at the ends, `[row, d_model]`.
     pub(crate) fn ends(&self, batch: &Batch, tokens: &Tensor, hooks: &mut dyn Hooks) -> Tensor {
-        let run = Run { skip_unembed: true, ..Run::FULL };
-        at(&self.model.forward(tokens, &run, hooks), &batch.end_at)
+        at(&self.forward(tokens, hooks), &batch.end_at)
     }
 
     /// Runs a pass for its hooks alone.
     pub(crate) fn watch(&self, tokens: &Tensor, hooks: &mut dyn Hooks) {
-        let _ = self.model.forward(tokens, &Run { skip_unembed: true, ..Run::FULL }, hooks);
+        let _ = self.forward(tokens, hooks);
     }
 
     /// `logit[IO] - logit[S]` at the end of each prompt, f64 `[row]`. `tokens` are the batch's or a

@@ -141,7 +141,7 @@ fn causal(
     let meter = Meter::new(subject.model)?;
     let receivers = Receivers::Heads(name_movers.to_vec(), sweep_lens::Site::Q);
     let found = in_batches(set, subject, cached_numbers(config, set), |batch: &Batch| {
-        let paths = Paths::new(&meter, batch, &batch.abc(), false);
+        let paths = Paths::new(&meter, batch, &batch.abc, false);
         let mut effects = Vec::new();
         for &head in candidates {
             tick()?;

@@ -73,7 +73,19 @@ impl<'a> Lexicon<'a> {
         templates: &str,
         prepend_bos: bool,
     ) -> Result<Self> {
+        let templates = ioi::templates(templates);
+        // A name whose token stands elsewhere in a prompt could not be found again.
+        let mut taken = Vec::new();
+        for template in &templates {
+            let bare = template.text.split(' ').filter(|word| !word.starts_with('{'));
+            taken.extend(codec.encode(&bare.collect::<Vec<_>>().join(" "), prepend_bos)?);
+        }
+        for word in ioi::PLACES.iter().chain(&ioi::OBJECTS) {
+            taken.extend(codec.encode(&format!("Then {word}"), false)?);
+        }
         let single = |words: &[&str]| single_tokens(codec, config, words);
+        let mut names = single(&ioi::NAMES);
+        names.retain(|(_, id)| !taken.contains(id));
         // Words of several tokens would only shift what follows, so some are better than none.
         let or_all = |words: &[&str]| {
             let found: Vec<String> = single(words).into_iter().map(|(word, _)| word).collect();
@@ -84,11 +96,11 @@ impl<'a> Lexicon<'a> {
             }
         };
         Ok(Self {
-            names: single(&ioi::NAMES),
+            names,
             n_tried: ioi::NAMES.len(),
             places: or_all(&ioi::PLACES),
             objects: or_all(&ioi::OBJECTS),
-            templates: ioi::templates(templates),
+            templates,
             encoder: Encoder::Codec { codec, prepend_bos },
         })
     }

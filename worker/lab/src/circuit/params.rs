@@ -22,6 +22,8 @@ pub(crate) struct PromptParams {
     pub s: Vec<i64>,
     /// Tokens that are names.
     pub names: Vec<i64>,
+    /// Their ABC counterparts.
+    pub abc: Vec<Vec<i64>>,
 }
 
 /// Sets of templates.
@@ -51,6 +53,8 @@ macro_rules! ioi_params {
                 s: Vec<i64> = Vec::new(), min = 0.0;
                 /// Names that may replace those of `tokens` (ABC); empty: all in `io` and `s`.
                 names: Vec<i64> = Vec::new(), min = 0.0;
+                /// What stands for each row of `tokens` where the answer must not be told; empty: the row with other names (ABC).
+                abc: Vec<Vec<i64>> = Vec::new(), min = 0.0;
                 $($own)*
             }
         }
@@ -67,6 +71,7 @@ macro_rules! ioi_params {
                     io: self.io.clone(),
                     s: self.s.clone(),
                     names: self.names.clone(),
+                    abc: self.abc.clone(),
                 }
             }
         }

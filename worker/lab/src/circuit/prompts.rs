@@ -43,8 +43,8 @@ pub(crate) struct Prompt {
     pub template: usize,
     /// Where things stand.
     pub places: Places,
-    /// Tokens for indirect object, first and second subject in the ABC corruption.
-    pub others: Option<[i64; 3]>,
+    /// The prompt with three other names, so that nothing tells the answer (ABC), if there are so many.
+    pub abc: Option<Vec<i64>>,
 }
 
 /// See the module documentation.
@@ -131,15 +131,13 @@ impl IoiSet {
                 .replace("{PLACE}", &word(&lexicon.places, places.first()))
                 .replace("{OTHER}", &word(&lexicon.places, places.get(1)))
                 .replace("{OBJECT}", &word(&lexicon.objects, Some(&object)));
-            let others = match who.get(used..used + 3) {
-                Some(&[a, b, c]) => Some([names[a].1, names[b].1, names[c].1]),
-                _ => None,
-            };
             let (io, s) = (names[who[0]].1, names[who[1]].1);
             let tokens = lexicon.encode(&text)?;
             let places = locate(&tokens, io, s)
                 .map_err(|problem| Error::Input(format!("tokens of `{text}`: {problem}")))?;
-            prompts.push(Prompt { tokens, io, s, template, places, others });
+            let others = who[used..].iter().map(|&at| names[at].1).collect::<Vec<_>>();
+            let abc = renamed(&tokens, places, &others);
+            prompts.push(Prompt { tokens, io, s, template, places, abc });
         }
         let prepend_bos = matches!(lexicon.encoder, Encoder::Codec { prepend_bos: true, .. });
         let labels = templates.iter().map(|template| template.label.clone()).collect();
@@ -185,11 +183,19 @@ impl IoiSet {
             let free: Vec<i64> =
                 pool.iter().copied().filter(|name| !tokens.contains(name)).collect();
             let order = random::permutation(&mut rng, free.len());
-            let others = match order.get(..3) {
-                Some(&[a, b, c]) => Some([a, b, c].map(|at| free[at as usize])),
-                _ => None,
+            let others: Vec<i64> = order.iter().map(|&at| free[at as usize]).collect();
+            let counterpart =
+                bos.into_iter().chain(params.abc.get(row).into_iter().flatten().copied());
+            let abc = if params.abc.is_empty() {
+                renamed(&tokens, places, &others)
+            } else {
+                Some(counterpart.collect::<Vec<_>>()).filter(|abc| abc.len() == tokens.len())
             };
-            prompts.push(Prompt { tokens, io, s, template: 0, places, others });
+            if !params.abc.is_empty() && abc.is_none() {
+                let problem = format!("row {row}: expected as many tokens as in `tokens`");
+                return Err(Error::params("abc", problem));
+            }
+            prompts.push(Prompt { tokens, io, s, template: 0, places, abc });
         }
         let templates = vec!["given".to_owned()];
         Ok(Self { prompts, templates, n_names: pool.len(), prepend_bos: bos.is_some() })
@@ -207,14 +213,14 @@ impl IoiSet {
                 )));
             }
             let answers = [prompt.io, prompt.s];
-            let others = prompt.others.into_iter().flatten();
-            if let Some(id) = prompt.tokens.iter().find(|id| !(0..config.d_vocab).contains(*id)) {
+            let all = prompt.tokens.iter().chain(prompt.abc.iter().flatten());
+            if let Some(id) = all.into_iter().find(|id| !(0..config.d_vocab).contains(*id)) {
                 let last = config.d_vocab - 1;
                 return Err(Error::Input(format!(
                     "prompt {row} has token {id}, the vocabulary is 0 to {last}"
                 )));
             }
-            if let Some(id) = answers.into_iter().chain(others).find(|id| !(0..size).contains(id)) {
+            if let Some(id) = answers.into_iter().find(|id| !(0..size).contains(id)) {
                 return Err(Error::Input(format!(
                     "name {id} of prompt {row} is not in the vocabulary 0 to {}",
                     size - 1
@@ -226,7 +232,7 @@ impl IoiSet {
 
     /// Fails unless every prompt has names for the ABC corruption.
     pub(crate) fn need_others(&self) -> Result<()> {
-        match self.prompts.iter().position(|prompt| prompt.others.is_none()) {
+        match self.prompts.iter().position(|prompt| prompt.abc.is_none()) {
             None => Ok(()),
             Some(row) => Err(Error::Unsupported(format!(
                 "the ABC corruption needs 3 names that are not in prompt {row}, found {} single-token names in all",
@@ -240,6 +246,14 @@ impl IoiSet {
         let first = self.prompts.first()?.places;
         self.prompts.iter().all(|prompt| prompt.places == first).then_some(first)
     }
+}
+
+/// The prompt with other names in the three places, if there are three.
+fn renamed(tokens: &[i64], places: Places, others: &[i64]) -> Option<Vec<i64>> {
+    let &[io, s1, s2, ..] = others else { return None };
+    let mut renamed = tokens.to_vec();
+    (renamed[places.io], renamed[places.s1], renamed[places.s2]) = (io, s1, s2);
+    Some(renamed)
 }
 
 /// Where indirect object and subject stand.

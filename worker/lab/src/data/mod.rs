@@ -7,6 +7,7 @@ pub mod addition;
 pub mod ioi;
 pub mod modular;
 pub mod parity;
+pub mod probes;
 pub mod repeats;
 pub mod sorting;
 pub mod synonyms;

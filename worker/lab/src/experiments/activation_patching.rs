@@ -122,7 +122,8 @@ fn measure(
     let n_prompts = set.prompts.len() as u64;
     let cached = cached_numbers(config, groups.longest);
     let batches = in_batches(set, subject, cached, |batch| {
-        let corrupt = if params.corruption == "abc" { batch.abc() } else { batch.flipped() };
+        let corrupt =
+            if params.corruption == "abc" { batch.abc.shallow_clone() } else { batch.flipped() };
         let mut clean = Cache::of(&hooks);
         let best = meter.logit_diff(batch, &batch.tokens, &mut clean);
         let worst = meter.logit_diff(batch, &corrupt, &mut ());

@@ -4,6 +4,7 @@ use crate::experiment::AnyExperiment;
 
 pub mod activation_patching;
 pub mod activations;
+pub mod algorithmic_probes;
 pub mod copy_score;
 pub mod digit_order;
 pub mod digit_phases;
@@ -29,6 +30,7 @@ pub mod weight_norms;
 pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &activation_patching::ActivationPatching,
     &activations::Activations,
+    &algorithmic_probes::AlgorithmicProbes,
     &copy_score::CopyScore,
     &digit_order::DigitOrder,
     &digit_phases::DigitPhases,

@@ -103,7 +103,7 @@ fn measure(
     let senders = senders(config);
     let n_prompts = set.prompts.len() as u64;
     let batches = in_batches(set, subject, 2 * cached_numbers(config, set), |batch| {
-        let paths = Paths::new(&meter, batch, &batch.abc(), params.freeze_mlps);
+        let paths = Paths::new(&meter, batch, &batch.abc, params.freeze_mlps);
         let mut found = vec![paths.base.shallow_clone()];
         for &sender in &senders {
             cx.progress(batch.first as u64, n_prompts)?;
@@ -113,7 +113,7 @@ fn measure(
                 paths.full(sender, receivers)
             });
         }
-        found.push(meter.logit_diff(batch, &batch.abc(), &mut ()));
+        found.push(meter.logit_diff(batch, &batch.abc, &mut ()));
         Ok(Tensor::stack(&found, -1))
     })?;
     let mut found = flat(&mean_over_rows(&batches));

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its own functions too")]
 
 mod addition;
+mod circuits;
 mod experiments;
 mod integrity;
 mod interventions;
