@@ -36,14 +36,13 @@ pub(crate) fn between_places(meter: &Meter<'_>, batch: &Batch) -> Tensor {
     ];
     let mut layers = Vec::new();
     let is_pattern = |hook| matches!(hook, Hook::Block { site: Site::Pattern, .. });
-    let mut reduce = FnHook::matching(is_pattern, |_, pattern: Tensor| {
+    let reduce = |_, pattern: Tensor| {
         let by_query = pattern.transpose(1, 2); // [row, query, head, key]
         let of = pairs.map(|(query, key)| at(&at(&by_query, query).transpose(1, 2), key)); // [row, head]
         layers.push(Tensor::stack(&of, 1).to_kind(Kind::Double)); // [row, pair, head]
         pattern
-    });
-    meter.watch(&batch.tokens, &mut reduce);
-    drop(reduce);
+    };
+    meter.watch(&batch.tokens, &mut FnHook::matching(is_pattern, reduce));
     Tensor::stack(&layers, 2)
 }
 

@@ -81,12 +81,12 @@ impl Evidence {
         };
         strongest.into_iter().filter(moves).collect()
     }
+}
 
-    /// Heads for which all of some lists are above the threshold of attention.
-    fn attending(&self, config: &Config, lists: &[&[f64]]) -> Vec<Head> {
-        let attends = |head: &Head| lists.iter().all(|list| list[head.index(config)] > ATTENTION);
-        Head::all(config).into_iter().filter(attends).collect()
-    }
+/// Heads for which all of some lists are above the threshold of attention.
+fn attending(config: &Config, lists: &[&[f64]]) -> Vec<Head> {
+    let attends = |head: &Head| lists.iter().all(|list| list[head.index(config)] > ATTENTION);
+    Head::all(config).into_iter().filter(attends).collect()
 }
 
 /// The `n` heads of largest positive value, largest first.
@@ -110,7 +110,7 @@ pub(crate) fn classify(
     let config = subject.model.config();
     let attention = |pair: usize| evidence.attention[pair].as_slice();
     let name_movers = evidence.name_movers(config, rules);
-    let candidates = evidence.attending(config, &[attention(2)]);
+    let candidates = attending(config, &[attention(2)]);
     let (s_inhibition, backup) = if name_movers.is_empty() {
         (Vec::new(), Vec::new())
     } else {
@@ -119,9 +119,9 @@ pub(crate) fn classify(
     Ok([
         name_movers,
         s_inhibition,
-        evidence.attending(config, &[attention(3)]),
-        evidence.attending(config, &[attention(4), &evidence.prefix_matching]),
-        evidence.attending(config, &[&evidence.previous_token]),
+        attending(config, &[attention(3)]),
+        attending(config, &[attention(4), &evidence.prefix_matching]),
+        attending(config, &[&evidence.previous_token]),
         evidence.negative_name_movers(config, rules),
         backup,
     ])

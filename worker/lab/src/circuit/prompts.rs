@@ -14,7 +14,7 @@ use crate::{
     data::ioi::Template,
     error::{Error, Result},
     random,
-    subject::Subject,
+    subject::{Subject, TextCodec},
 };
 
 /// Where things stand in one prompt.
@@ -165,7 +165,7 @@ impl IoiSet {
         pool.sort_unstable();
         pool.dedup();
         let bos = match params.prepend_bos {
-            Some(true) => Some(subject.text.and_then(|codec| codec.bos()).ok_or_else(|| {
+            Some(true) => Some(subject.text.and_then(TextCodec::bos).ok_or_else(|| {
                 Error::Unsupported(
                     "`prepend_bos` needs a tokenizer with a BOS token, this model has none"
                         .to_owned(),

@@ -37,8 +37,18 @@ const LABELS: [&str; 4] = ["red", "blue", "green", "black"];
 const ORDERED: [&[&str]; 3] = [
     &["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"],
     &[
-        "January", "February", "March", "April", "May", "June", "July", "August", "September",
-        "October", "November", "December",
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
     ],
     &["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"],
 ];
@@ -69,7 +79,9 @@ pub fn question(probe: &str, n_shots: usize, n_digits: u32, rng: &mut impl Rng) 
         let Question { text, right, .. } = one();
         // Of several right answers the middle one: the last years of a century are no good examples.
         let answer = right.get(right.len() / 2).map_or("", String::as_str);
-        front.push_str(&format!("{text}{answer}\n"));
+        front += &text;
+        front += answer;
+        front.push('\n');
     }
     let last = one();
     Question { text: front + &last.text, ..last }
@@ -100,7 +112,14 @@ fn addition(n_digits: u32, rng: &mut impl Rng) -> Question {
     let (a, b) = (low + below(rng, high - low), low + below(rng, high - low));
     let sum = a + b;
     // Off by one, by a carry, by two carries.
-    let near = [sum + 1, sum.wrapping_sub(1), sum + 10, sum.wrapping_sub(10), sum + 2, sum.wrapping_sub(2)];
+    let near = [
+        sum + 1,
+        sum.wrapping_sub(1),
+        sum + 10,
+        sum.wrapping_sub(10),
+        sum + 2,
+        sum.wrapping_sub(2),
+    ];
     let wrong = near.into_iter().filter(|&value| value < 4 * high).map(|value| format!(" {value}"));
     Question::new(format!("{a} + {b} ="), &format!(" {sum}"), wrong)
 }
@@ -125,9 +144,7 @@ fn greater_than(rng: &mut impl Rng) -> Question {
     let start = 2 + below(rng, 97); // 2 to 98: there are years before and behind it in the century
     let years = |range: std::ops::Range<u64>| range.map(|year| format!("{year:02}")).collect();
     Question {
-        text: format!(
-            "The {noun} lasted from the year {century}{start:02} to the year {century}"
-        ),
+        text: format!("The {noun} lasted from the year {century}{start:02} to the year {century}"),
         right: years(start + 1..100),
         wrong: years(0..start + 1),
     }

@@ -187,8 +187,11 @@ impl Cells {
         let Params { tokens, right, wrong, .. } = params;
         for (name, list) in [("right", right), ("wrong", wrong)] {
             if list.len() != tokens.len() {
-                let problem =
-                    format!("expected answers to each of {} rows, found {}", tokens.len(), list.len());
+                let problem = format!(
+                    "expected answers to each of {} rows, found {}",
+                    tokens.len(),
+                    list.len()
+                );
                 return Err(Error::params(name, problem));
             }
         }

@@ -99,6 +99,10 @@ fn example_params(experiment: &dyn AnyExperiment) -> Json {
         if def.name == "tokens" && def.group.is_some() {
             params[def.name] = json!([[1, 2, 3], [4, 5, 6]]);
         }
+        if def.name == "wrong" {
+            params["tokens"] = json!([[1, 2, 3], [4, 5]]);
+            (params["right"], params["wrong"]) = (json!([[1], [2, 3]]), json!([[2, 4], [1]]));
+        }
         // Experiments on indirect objects: a subject that comes twice, with names to spare.
         if def.name == "io" {
             params["tokens"] = json!([[1, 2, 2], [3, 4, 4], [5, 6, 6]]);
