@@ -1,6 +1,7 @@
 //! Classes of the heads that identify indirect objects, found by what heads do (D22).
 //!
-//! Main items: [`Evidence`], [`classify`]. Rules: a name mover is among the heads of largest positive attribution,
+//! Main items: [`Evidence`], [`classify`]. Rules: a name mover is among the heads of largest positive attribution (none
+//! that is negligible against the logit difference),
 //! attends from the end to the indirect object and copies names; a negative one has negative attribution and copies
 //! with its output negated; an S-inhibition head attends from the end to the second subject and acts on the queries of
 //! name movers; duplicate-token, induction and previous-token heads attend to their places and, the latter
@@ -37,6 +38,8 @@ const COPIES: f64 = 0.5;
 /// What is known of every head, row-major `[layer, head]`.
 #[derive(Debug, Default)]
 pub(crate) struct Evidence {
+    /// Mean logit difference.
+    pub logit_diff: f64,
     /// Mean attribution to the logit difference.
     pub attribution: Vec<f64>,
     /// Mean attention between places, one list per pair of [`super::attention::PAIRS`].
@@ -56,30 +59,30 @@ pub(crate) struct Evidence {
 pub(crate) struct Rules {
     /// Name movers are among this many.
     pub top: usize,
-    /// Smallest effect on name movers' queries, and smallest gain of a backup head, relative to the logit difference.
+    /// Smallest attribution of a name mover, effect on name movers' queries, and gain of a backup head, relative to
+    /// the logit difference.
     pub effect: f64,
 }
 
 impl Evidence {
     /// Name movers, strongest first.
     pub(crate) fn name_movers(&self, config: &Config, rules: Rules) -> Vec<Head> {
-        let strongest = strongest(config, &self.attribution, rules.top);
-        let moves = |head: &Head| {
-            let index = head.index(config);
-            self.attention[0][index] > ATTENTION && self.copies[index] > COPIES
-        };
-        strongest.into_iter().filter(moves).collect()
+        self.movers(config, rules, &self.attribution, &self.copies)
     }
 
     /// Negative name movers, strongest first.
     fn negative_name_movers(&self, config: &Config, rules: Rules) -> Vec<Head> {
         let negated: Vec<f64> = self.attribution.iter().map(|value| -value).collect();
-        let strongest = strongest(config, &negated, rules.top);
+        self.movers(config, rules, &negated, &self.negative_copies)
+    }
+
+    fn movers(&self, config: &Config, rules: Rules, values: &[f64], copies: &[f64]) -> Vec<Head> {
         let moves = |head: &Head| {
             let index = head.index(config);
-            self.attention[0][index] > ATTENTION && self.negative_copies[index] > COPIES
+            self.attention[0][index] > ATTENTION && copies[index] > COPIES
         };
-        strongest.into_iter().filter(moves).collect()
+        let least = rules.effect * self.logit_diff.abs();
+        strongest(config, values, rules.top, least).into_iter().filter(moves).collect()
     }
 }
 
@@ -89,10 +92,10 @@ fn attending(config: &Config, lists: &[&[f64]]) -> Vec<Head> {
     Head::all(config).into_iter().filter(attends).collect()
 }
 
-/// The `n` heads of largest positive value, largest first.
-pub(crate) fn strongest(config: &Config, values: &[f64], n: usize) -> Vec<Head> {
+/// The `n` heads of largest value, largest first, among those above `least`, which is 0 or more.
+pub(crate) fn strongest(config: &Config, values: &[f64], n: usize, least: f64) -> Vec<Head> {
     let mut heads = Head::all(config);
-    heads.retain(|head| values[head.index(config)] > 0.0);
+    heads.retain(|head| values[head.index(config)] > least);
     heads
         .sort_by(|a, b| values[b.index(config)].total_cmp(&values[a.index(config)]).then(a.cmp(b)));
     heads.truncate(n);
@@ -155,14 +158,14 @@ fn causal(
         tick()?;
         let mut knockout = Knockout { heads: name_movers.to_vec(), means: None, patterns: None };
         let after = attribute(&meter, batch, &batch.tokens, &mut knockout)?.heads;
-        Ok((paths.base, effects, after))
+        Ok((effects, after))
     })?;
-    let mean = |of: &dyn Fn(&(Tensor, Tensor, Tensor)) -> Tensor| {
+    let mean = |of: &dyn Fn(&(Tensor, Tensor)) -> Tensor| {
         flat(&mean_over_rows(&found.iter().map(of).collect::<Vec<_>>()))
     };
-    let least = rules.effect * mean(&|row| row.0.shallow_clone())[0].abs();
-    let effects = mean(&|row| row.1.shallow_clone());
-    let after = mean(&|row| row.2.shallow_clone());
+    let least = rules.effect * evidence.logit_diff.abs();
+    let effects = mean(&|row| row.0.shallow_clone());
+    let after = mean(&|row| row.1.shallow_clone());
     let s_inhibition = candidates
         .iter()
         .zip(&effects)

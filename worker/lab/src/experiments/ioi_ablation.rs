@@ -52,6 +52,8 @@ ioi_params! { 100, "mixed",
     knock_out: Vec<String> = Vec::new();
     /// How many heads of largest attribution may be name movers.
     top: u64 = 3, min = 1.0, max = 10_000.0;
+    /// Smallest attribution of name movers, relative to the logit difference.
+    effect: f64 = 0.02, min = 0.0, max = 1.0;
     /// A backup head gains at least this share of what the removed heads attributed.
     backup_share: f64 = 0.05, min = 0.0, max = 1.0;
 }
@@ -158,15 +160,16 @@ impl Survey {
     /// Name movers, or the heads of largest attribution if there is none.
     fn name_movers(&self, subject: &Subject<'_>, params: &Params) -> Vec<Head> {
         let config = subject.model.config();
-        let rules = Rules { top: params.top as usize, effect: 0.0 };
+        let rules = Rules { top: params.top as usize, effect: params.effect };
         let evidence = Evidence {
+            logit_diff: self.logit_diff,
             attribution: self.dla.clone(),
             attention: vec![self.to_io.clone()],
             copies: self.copies.clone(),
             ..Evidence::default()
         };
         let found = evidence.name_movers(config, rules);
-        if found.is_empty() { strongest(config, &self.dla, rules.top) } else { found }
+        if found.is_empty() { strongest(config, &self.dla, rules.top, 0.0) } else { found }
     }
 }
 

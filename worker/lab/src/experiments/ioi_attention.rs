@@ -6,7 +6,7 @@
 //! combines them as classes of heads do: name movers END→IO minus END→S1 and END→S2; S-inhibition END→S2 minus
 //! END→IO and END→S1; duplicate-token S2→S1; induction S2→S1+1; previous-token S1+1→S1. `member` says
 //! which heads belong to which class by automatic rules, `n_members` how many there are, and `members_attention` is the
-//! class's attention averaged over its members. The rules: name movers are among the `top` heads of largest attribution,
+//! class's attention averaged over its members. The rules: name movers are among the `top` heads of largest attribution (above `effect` times the logit difference),
 //! attend END→IO above 0.3 and copy more than half of the names; negative ones likewise with negative attribution
 //! and negated output; S-inhibition heads attend END→S2 above 0.3 and, path-patched from ABC prompts into the queries
 //! of the name movers, lower the logit difference; duplicate-token, induction and previous-token heads attend above
@@ -27,7 +27,7 @@ use crate::{
     card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
     circuit::{
         attention::{self, PAIRS},
-        attribution::attribute,
+        attribution::{Attribution, attribute},
         batch::{Meter, in_batches, mean_over_rows},
         classes::{self, Evidence, Rules},
         copying::CopyScores,
@@ -50,7 +50,8 @@ ioi_params! { 200, "mixed",
     classify: bool = true;
     /// Name movers are among this many heads of largest attribution.
     top: u64 = 10, min = 1.0, max = 10_000.0;
-    /// Smallest effect of S-inhibition heads and gain of backup heads, relative to the logit difference.
+    /// Smallest attribution of name movers, effect of S-inhibition heads and gain of backup heads, relative to the logit
+    /// difference.
     effect: f64 = 0.02, min = 0.0, max = 1.0;
 }
 
@@ -163,17 +164,20 @@ fn gather(
             return Ok((attention, None));
         }
         copying.see(&meter, batch)?;
-        Ok((attention, Some(attribute(&meter, batch, &batch.tokens, &mut ())?.heads)))
+        Ok((attention, Some(attribute(&meter, batch, &batch.tokens, &mut ())?)))
     })?;
-    let (attention, attribution): (Vec<Tensor>, Vec<Option<Tensor>>) = batches.into_iter().unzip();
+    let (attention, attribution): (Vec<Tensor>, Vec<Option<Attribution>>) =
+        batches.into_iter().unzip();
     let attention = mean_over_rows(&attention); // [pair, layer, head]
     let mut evidence = Evidence {
         attention: (0..PAIRS.len() as i64).map(|pair| flat(&attention.get(pair))).collect(),
         ..Evidence::default()
     };
     if all {
-        let attribution: Vec<Tensor> = attribution.into_iter().flatten().collect();
-        evidence.attribution = flat(&mean_over_rows(&attribution));
+        let (heads, diffs): (Vec<Tensor>, Vec<Tensor>) =
+            attribution.into_iter().flatten().map(|found| (found.heads, found.logit_diff)).unzip();
+        evidence.attribution = flat(&mean_over_rows(&heads));
+        evidence.logit_diff = flat(&mean_over_rows(&diffs))[0];
         evidence.copies = copying.scores();
         evidence.negative_copies = copying.negative_scores();
         let repeats = attention::on_repeats(subject.model, 0);

@@ -603,7 +603,7 @@ fn probes_measure_what_the_logits_say() {
         let found = sink.metrics[metric][&7].data[0];
         assert!((found - expected).abs() < 1e-5, "{metric}: {found}, not {expected}");
     }
-    assert_eq!(sink.metrics["chance"][&7].data, [(1.0 / 3.0 + 2.0 / 3.0) / 2.0]);
+    assert_eq!(sink.metrics["chance"][&7].data, [0.5]);
     for (params, words) in [
         (json!({"tokens": [[1]], "right": [[2]]}), "1 rows, found 0"),
         (json!({"tokens": [[1]], "right": [[2]], "wrong": [[2]]}), "row 0"),
@@ -616,25 +616,65 @@ fn probes_measure_what_the_logits_say() {
     }
 }
 
+/// Without norms and MLPs, what a head writes reaches the next layer and the logits as it is: the direct path
+/// is all there is between neighbours.
 #[test]
-fn a_trained_toy_has_a_circuit() {
-    let steps: u64 = std::env::var("TOY").map_or(1500, |s| s.parse().unwrap());
-    let start = std::time::Instant::now();
-    let toy = toy(steps);
-    println!("trained {:?}", start.elapsed());
-    let checkpoint = &toy[1];
-    let model =
-        Transformer::new(checkpoint.config.clone(), checkpoint.weights.shallow_clone()).unwrap();
-    let subject = Subject::of(checkpoint, &model);
-    for experiment in EXPERIMENTS {
-        let start = std::time::Instant::now();
-        let sink = run_on(&subject, experiment, &json!({})).unwrap();
-        println!("== {experiment} {:?}", start.elapsed());
-        for (name, points) in &sink.metrics {
-            let value = &points[&steps];
-            if value.data.len() < 60 {
-                println!("{name} {:.3?} {:?}", value.data, value.labels.first());
-            }
+fn direct_paths_are_all_paths_where_nothing_else_is() {
+    let fixture = Fixture::read("neel-shortformer");
+    for more in [
+        json!({}),
+        json!({"receivers": ["L1H0", "L1H3"], "input": "q"}),
+        json!({"receivers": ["L1H0", "L1H3"], "input": "k"}),
+        json!({"receivers": ["L1H2"], "input": "v"}),
+    ] {
+        let effects = |kind: &str| {
+            let mut params = given(&more);
+            params["kind"] = kind.into();
+            let sink = fixture.run("path-patching", &params, None).unwrap();
+            sink.metrics["effect"][&7].data.clone()
+        };
+        let (full, direct) = (effects("full"), effects("direct"));
+        for (full, direct) in full.iter().zip(&direct) {
+            assert!((full - direct).abs() < 2e-6, "{more}: {full} {direct}");
         }
+        assert!(full[..4].iter().all(|effect| *effect != 0.0), "{more}: {full:?}");
     }
+}
+
+#[test]
+fn a_trained_toy_answers_by_one_path_that_every_tool_finds() {
+    let steps = 700;
+    let toy = toy(steps);
+    let run = |checkpoint: &Checkpoint, experiment: &str, more: Json| {
+        let model = Transformer::new(checkpoint.config.clone(), checkpoint.weights.shallow_clone())
+            .unwrap();
+        run_on(&Subject::of(checkpoint, &model), experiment, &more).unwrap()
+    };
+    let untrained = run(&toy[0], "ioi", json!({}));
+    assert!(untrained.scalar("logit_diff", 0).unwrap().abs() < 0.3);
+    let sink = run(&toy[1], "ioi", json!({}));
+    let (accuracy, logit_diff) =
+        (sink.scalar("accuracy", steps).unwrap(), sink.scalar("logit_diff", steps).unwrap());
+    assert!(accuracy > 0.9 && logit_diff > 1.0, "{accuracy} {logit_diff}");
+    let extreme = |values: &[f64], sign: f64| {
+        let order = |a: &usize, b: &usize| (sign * values[*a]).total_cmp(&(sign * values[*b]));
+        (0..values.len()).max_by(order).unwrap()
+    };
+    let of = |experiment: &str, metric: &str, more: Json| {
+        run(&toy[1], experiment, more).metrics[metric][&steps].data.clone()
+    };
+    // The head that writes the answer, by attribution, removal, paths to the logits and patching.
+    let dla = of("ioi-dla", "dla", json!({}));
+    let writer = extreme(&dla, 1.0);
+    assert!(writer >= 4 && dla[writer] > 0.5 * logit_diff, "{dla:?}");
+    assert_eq!(extreme(&of("ioi-ablation", "effect", json!({})), -1.0), writer);
+    assert_eq!(extreme(&of("path-patching", "effect", json!({})), -1.0), writer);
+    assert_eq!(extreme(&of("activation-patching", "z", json!({})), 1.0), writer);
+    // The information enters at the second subject and leaves at the end.
+    let sink = run(&toy[1], "activation-patching", json!({}));
+    let resid = &sink.metrics["resid_pre"][&steps];
+    let s2 = resid.labels[1].as_ref().unwrap().iter().position(|label| label == "S2").unwrap();
+    assert!((resid.data[s2] - 1.0).abs() < 1e-4, "{:?}", resid.data);
+    let total: f64 = resid.data[..8].iter().sum();
+    assert!((total - 1.0).abs() < 1e-3, "nothing else differs: {:?}", resid.data);
 }
