@@ -74,14 +74,16 @@ impl<'a> Lexicon<'a> {
         prepend_bos: bool,
     ) -> Result<Self> {
         let templates = ioi::templates(templates);
-        // A name whose token stands elsewhere in a prompt could not be found again.
+        // A name whose token stands elsewhere in a prompt could not be found again. What cannot be encoded at all fails
+        // where it is used.
         let mut taken = Vec::new();
         for template in &templates {
             let bare = template.text.split(' ').filter(|word| !word.starts_with('{'));
-            taken.extend(codec.encode(&bare.collect::<Vec<_>>().join(" "), prepend_bos)?);
+            let bare = codec.encode(&bare.collect::<Vec<_>>().join(" "), false);
+            taken.extend(bare.unwrap_or_default());
         }
         for word in ioi::PLACES.iter().chain(&ioi::OBJECTS) {
-            taken.extend(codec.encode(&format!("Then {word}"), false)?);
+            taken.extend(codec.encode(&format!("Then {word}"), false).unwrap_or_default());
         }
         let single = |words: &[&str]| single_tokens(codec, config, words);
         let mut names = single(&ioi::NAMES);

@@ -10,6 +10,7 @@ mod experiments;
 mod integrity;
 mod interventions;
 mod modular;
+mod probes;
 mod prompts;
 mod properties;
 mod recipes;
