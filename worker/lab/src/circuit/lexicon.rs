@@ -55,7 +55,7 @@ impl<'a> Lexicon<'a> {
         let config = subject.model.config();
         if let Some(codec) = subject.text {
             let prepend_bos = prepend_bos.unwrap_or(subject.prepend_bos);
-            return Self::of_text(codec, config, templates, prepend_bos);
+            return Ok(Self::of_text(codec, config, templates, prepend_bos));
         }
         match Vocabulary::of_checkpoint(&subject.checkpoint.extra)? {
             Some(vocabulary) => Self::of_words(vocabulary, config, templates),
@@ -72,7 +72,7 @@ impl<'a> Lexicon<'a> {
         config: &Config,
         templates: &str,
         prepend_bos: bool,
-    ) -> Result<Self> {
+    ) -> Self {
         let templates = ioi::templates(templates);
         // A name whose token stands elsewhere in a prompt could not be found again. What cannot be encoded at all fails
         // where it is used.
@@ -97,14 +97,14 @@ impl<'a> Lexicon<'a> {
                 found
             }
         };
-        Ok(Self {
+        Self {
             names,
             n_tried: ioi::NAMES.len(),
             places: or_all(&ioi::PLACES),
             objects: or_all(&ioi::OBJECTS),
             templates,
             encoder: Encoder::Codec { codec, prepend_bos },
-        })
+        }
     }
 
     fn of_words(vocabulary: Vocabulary, config: &Config, templates: &str) -> Result<Self> {

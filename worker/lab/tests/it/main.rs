@@ -10,6 +10,7 @@ mod experiments;
 mod integrity;
 mod interventions;
 mod modular;
+mod planted;
 mod probes;
 mod prompts;
 mod properties;
