@@ -461,7 +461,7 @@ fn small_tokenizers_say_how_many_names_they_have() {
 
 /// A toy model trained to identify indirect objects.
 pub(super) fn toy(steps: u64) -> Vec<Checkpoint> {
-    let params = json!({"n_names": 12, "steps": steps, "lr": 3e-3, "eval_every": 500});
+    let params = json!({"n_names": 8, "steps": steps, "lr": 4e-3, "batch": 32, "eval_every": 500});
     let plan = CheckpointPlan::at([0, steps]);
     let (outcome, mut recorder) = run_recipe("toy-ioi", &params, &[1], &[], &plan, Recorder::new());
     outcome.unwrap();
@@ -482,7 +482,7 @@ fn toy_models_are_asked_in_their_own_words() {
             assert_eq!(sink.metrics.len(), find(experiment).card().metrics.len(), "{experiment}");
         }
         let sink = run_on(&subject, "ioi", &json!({"n_prompts": 24})).unwrap();
-        assert_eq!(sink.scalar("n_names", *step), Some(12.0));
+        assert_eq!(sink.scalar("n_names", *step), Some(8.0));
         assert_eq!(sink.metrics["logit_diff_template"][step].shape, [12]);
     }
     let subject_of = |model| Subject::of(&checkpoints[0], model);
