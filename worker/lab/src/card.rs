@@ -157,6 +157,18 @@ pub enum Axis {
     Dtype,
     /// Kind of finding, labelled with its name.
     Finding,
+    /// Template of a prompt, labelled with its name.
+    Template,
+    /// Part of the model that writes to the residual stream, labelled with its name (`L9H6`, `L9.mlp`).
+    Part,
+    /// From where to where attention is read, labelled `from_to_to`.
+    Pair,
+    /// Class of attention heads, labelled with its name.
+    HeadClass,
+    /// Task that a prompt sets, labelled with its name.
+    Probe,
+    /// Number of solved examples in front of the question.
+    Shots,
 }
 
 impl Axis {
@@ -179,6 +191,12 @@ impl Axis {
             Self::Row => "row",
             Self::Dtype => "dtype",
             Self::Finding => "finding",
+            Self::Template => "template",
+            Self::Part => "part",
+            Self::Pair => "pair",
+            Self::HeadClass => "head_class",
+            Self::Probe => "probe",
+            Self::Shots => "shots",
         }
     }
 }

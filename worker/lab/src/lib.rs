@@ -13,6 +13,7 @@
 
 mod addition_task;
 mod card;
+mod circuit;
 pub mod curve;
 pub mod data;
 mod error;

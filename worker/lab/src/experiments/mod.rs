@@ -2,8 +2,11 @@
 
 use crate::experiment::AnyExperiment;
 
+pub mod activation_patching;
 pub mod activations;
+pub mod algorithmic_probes;
 pub mod change_points;
+pub mod copy_score;
 pub mod digit_order;
 pub mod digit_phases;
 pub mod frequency_choice;
@@ -12,6 +15,11 @@ pub mod grokking_phases;
 pub mod grokking_progress;
 pub mod integrity;
 pub mod integrity_report;
+pub mod ioi;
+pub mod ioi_ablation;
+pub mod ioi_attention;
+pub mod ioi_dla;
+pub mod path_patching;
 pub mod pca;
 pub mod per_token_loss;
 pub mod phase_transition;
@@ -21,16 +29,24 @@ pub mod weight_norms;
 
 /// All experiments this build can run; the worker advertises exactly this list.
 pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
+    &activation_patching::ActivationPatching,
+    &activations::Activations,
+    &algorithmic_probes::AlgorithmicProbes,
+    &change_points::ChangePoints,
+    &copy_score::CopyScore,
     &digit_order::DigitOrder,
     &digit_phases::DigitPhases,
     &frequency_choice::FrequencyChoice,
     &grok_predict::GrokPredict,
-    &activations::Activations,
-    &change_points::ChangePoints,
     &grokking_phases::GrokkingPhases,
     &grokking_progress::GrokkingProgress,
     &integrity::Integrity,
     &integrity_report::IntegrityReport,
+    &ioi::Ioi,
+    &ioi_ablation::IoiAblation,
+    &ioi_attention::IoiAttention,
+    &ioi_dla::IoiDla,
+    &path_patching::PathPatching,
     &pca::Pca,
     &per_token_loss::PerTokenLoss,
     &phase_transition::PhaseTransition,

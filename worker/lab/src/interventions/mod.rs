@@ -16,6 +16,7 @@ use crate::{
 };
 
 pub(crate) use edit::{Reference, apply, needs_reference};
+pub(crate) use units::{Unit, UnitKind};
 
 params! {
     /// Interventions, each off by default.

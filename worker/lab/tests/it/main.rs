@@ -5,10 +5,13 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its own functions too")]
 
 mod addition;
+mod circuits;
 mod experiments;
 mod integrity;
 mod interventions;
 mod modular;
+mod planted;
+mod probes;
 mod prompts;
 mod properties;
 mod recipes;
