@@ -52,7 +52,7 @@ pub use crate::{
     executor::{AnalyseJob, analyse},
     experiment::{Analysis, AnyExperiment, Experiment, Inputs, Observer, Procedure, TokenSet},
     experiments::EXPERIMENTS,
-    interventions::{Auxiliary, Interventions, Measure, Penalty},
+    interventions::{Auxiliary, Interventions, Measure, Penalty, UnitKind},
     params::{MetricName, NoParams, ParamDef, ParamKind, ParamSet, ParamType},
     recipe::{AnyRecipe, Objective, Plan, Recipe},
     recipes::RECIPES,

@@ -9,7 +9,7 @@ use crate::{
     card::Card,
     error::{Error, Result},
     experiment::TokenSet,
-    interventions::{self, Auxiliary, Interventions, Penalty},
+    interventions::{self, Auxiliary, Interventions, Penalty, UnitKind},
     optimizer::{Rule, Schedule},
     params::{self, ParamDef, ParamSet},
     vocabulary::Vocabulary,
@@ -74,6 +74,17 @@ pub trait Objective {
     fn penalty(&self, term: &Auxiliary) -> Result<Penalty> {
         let name = format!("{:?}", term.measure);
         Err(Error::params("aux", format!("the recipe has no Fourier circuit for the term {name}")))
+    }
+
+    /// How much each head or neuron belongs to the circuit that solves the task, `[n_models, layer, unit]`;
+    /// only the order within a layer matters. Called without gradients.
+    ///
+    /// # Errors
+    /// A recipe that does not know its circuit in such units.
+    fn circuit(&self, model: &Transformer, kind: UnitKind) -> Result<Tensor> {
+        let _ = model;
+        let units = if kind == UnitKind::Head { "heads" } else { "neurons" };
+        Err(Error::params("edit_select", format!("the recipe knows no circuit of {units}")))
     }
 
     /// Lets the data come in the order of other seeds, one per model, from the next batch on (D33); what

@@ -257,6 +257,11 @@ impl TrainingRun<'_> {
         let steps = u64::try_from(self.interventions.edit_reference_steps);
         let steps = steps.unwrap_or(self.plan.steps);
         let Some(mut group) = self.group(members)? else { return Ok(Some(Vec::new())) };
+        let circuit = interventions::circuit_of(&self.interventions);
+        if let Some(kind) = circuit {
+            // Says at once that the recipe knows no circuit, not when the reference run ends.
+            let _scores = group.circuit(kind)?;
+        }
         for step in 0..steps {
             match self.sink.signal(0, self.plan.steps) {
                 Signal::Continue => {}
@@ -268,7 +273,7 @@ impl TrainingRun<'_> {
             }
             group.update(step, self.plan.schedule.lr(step));
         }
-        Ok(Some(group.references(steps)))
+        group.references(steps, circuit).map(Some)
     }
 
     fn objective(&self, seeds: &[u64]) -> Result<Box<dyn Objective>> {

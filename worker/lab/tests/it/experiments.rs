@@ -89,7 +89,7 @@ fn example_params(experiment: &dyn AnyExperiment) -> Json {
             params[def.name] = json!("grokking-progress.excluded_loss_frequency");
         }
         if def.name == "tokens" {
-            params[def.name] = json!([[1, 2, 3], [4, 5, 6]]);
+            params[def.name] = json!([[1, 2], [4, 5]]);
         }
     }
     params

@@ -14,7 +14,6 @@ mod properties;
 mod recipes;
 mod registry;
 mod s_curve;
-mod scratch;
 mod training;
 
 use std::collections::BTreeMap;
