@@ -153,14 +153,24 @@ impl Group {
         self.model.config()
     }
 
-    /// The update that leads from `step` to `step + 1`.
-    pub(crate) fn update(&mut self, step: u64, lr: f64) {
+    /// Goes on with another optimizer, without moments.
+    pub(crate) fn begin(&mut self, rule: Rule) {
+        self.rule = rule;
+        tch::no_grad(|| {
+            let _ = self.exp_avg.zero_();
+            let _ = self.exp_avg_sq.zero_();
+        });
+    }
+
+    /// The update that leads from `step` to `step + 1`; `n_updates` counts this one, from 1 where the
+    /// optimizer began.
+    pub(crate) fn update(&mut self, step: u64, lr: f64, n_updates: u64) {
         let mut loss = self.objective.loss(&self.model, step);
         if let Some((factor, penalty)) = &self.penalty {
             loss += penalty(&self.model) * *factor;
         }
         let gradient = self.gradient(&loss);
-        self.descend(&gradient, lr, step + 1);
+        self.descend(&gradient, lr, n_updates);
         if let Some(Hold { free, value }) = &self.hold {
             tch::no_grad(|| {
                 let _ = self.flat.g_mul_(free);

@@ -54,7 +54,7 @@ pub use crate::{
     experiments::EXPERIMENTS,
     interventions::{Auxiliary, Interventions, Measure, Penalty, UnitKind},
     params::{MetricName, NoParams, ParamDef, ParamKind, ParamSet, ParamType},
-    recipe::{AnyRecipe, Objective, Plan, Recipe},
+    recipe::{AnyRecipe, Objective, Phase, Plan, Recipe},
     recipes::RECIPES,
     sink::{Cancelled, Context, MemorySink, Sink},
     subject::{FileIdentity, StoredTensors, Subject, TextCodec},

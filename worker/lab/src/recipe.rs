@@ -101,16 +101,45 @@ pub trait Objective {
 }
 
 /// How long and with what to train.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     /// Number of updates.
     pub steps: u64,
     /// Metrics are streamed at multiples of this and at the end.
     pub eval_every: u64,
-    /// Optimizer.
+    /// What each part of the training is done with; the first one starts at 0, the others later, ascending.
+    pub phases: Vec<Phase>,
+}
+
+/// A part of a training, with an optimizer of its own.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Phase {
+    /// Updates before it.
+    pub start: u64,
+    /// Optimizer; starts without moments.
     pub optimizer: Rule,
-    /// Learning rate over steps.
+    /// Learning rate over the steps of the phase.
     pub schedule: Schedule,
+}
+
+impl Plan {
+    /// A training with one optimizer from start to end.
+    pub fn new(steps: u64, eval_every: u64, optimizer: Rule, schedule: Schedule) -> Self {
+        Self { steps, eval_every, phases: vec![Phase { start: 0, optimizer, schedule }] }
+    }
+
+    /// The phase of the update that leads from `step` to `step + 1`.
+    pub(crate) fn phase(&self, step: u64) -> Phase {
+        let phase = self.phases.iter().rfind(|phase| phase.start <= step);
+        *phase.expect("the first phase starts at 0")
+    }
+}
+
+impl Phase {
+    /// Learning rate of the update from `step`, counted in updates of the whole training.
+    pub(crate) fn lr(&self, step: u64) -> f64 {
+        self.schedule.lr(step - self.start)
+    }
 }
 
 /// Object-safe face of [`Recipe`], implemented once for all of them.

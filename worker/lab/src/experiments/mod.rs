@@ -5,6 +5,7 @@ use crate::experiment::AnyExperiment;
 pub mod activations;
 pub mod digit_order;
 pub mod digit_phases;
+pub mod forgetting;
 pub mod frequency_choice;
 pub mod grok_predict;
 pub mod grokking_phases;
@@ -23,6 +24,7 @@ pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &activations::Activations,
     &digit_order::DigitOrder,
     &digit_phases::DigitPhases,
+    &forgetting::Forgetting,
     &frequency_choice::FrequencyChoice,
     &grok_predict::GrokPredict,
     &grokking_phases::GrokkingPhases,

@@ -31,6 +31,9 @@ fn trained_by(recipe: &str, steps: u64, every: u64) -> Published {
             "n_digits": 2, "d_model": 16, "n_heads": 2, "d_mlp": 24, "lr": 1e-2, "eval_size": 200,
             "steps": steps,
         }),
+        "finetune" => json!({
+            "both": ["p=11", "d_mlp=20", "lr=0.01"], "switch_step": steps / 2, "steps": steps,
+        }),
         "modular-addition-mlp" => json!({ "p": 11, "d_mlp": 20, "lr": 1e-2, "steps": steps }),
         _ => small_params(steps),
     };
@@ -42,7 +45,7 @@ fn trained_by(recipe: &str, steps: u64, every: u64) -> Published {
 
 /// Recipes whose models an experiment is tried on.
 fn recipes_of(card: &Card) -> Vec<&'static str> {
-    let all = ["modular-addition", "modular-addition-mlp", "addition"];
+    let all = ["modular-addition", "modular-addition-mlp", "addition", "finetune"];
     let fits = |name: &&str| match card.requires.recipes {
         [] => card.requires.min_layers == 0 || *name == "modular-addition",
         recipes => recipes.contains(name),
@@ -114,7 +117,7 @@ fn bits(sink: &MemorySink) -> BTreeMap<(String, u64), Vec<u64>> {
 #[test]
 fn analyses_emit_what_they_declare_the_same_each_time() {
     let models: BTreeMap<&str, Published> =
-        ["modular-addition", "modular-addition-mlp", "addition"]
+        ["modular-addition", "modular-addition-mlp", "addition", "finetune"]
             .map(|recipe| (recipe, trained_by(recipe, 30, 15)))
             .into();
     for experiment in EXPERIMENTS.iter().filter(|e| e.card().stage == Stage::Analyse) {
@@ -186,7 +189,7 @@ fn run_trajectory(
 #[test]
 fn trajectories_emit_what_they_declare_the_same_each_time() {
     let mut models: BTreeMap<&str, Published> =
-        ["modular-addition", "modular-addition-mlp", "addition"]
+        ["modular-addition", "modular-addition-mlp", "addition", "finetune"]
             .map(|recipe| (recipe, trained_by(recipe, 40, 4)))
             .into();
     let series = all_series(&models["modular-addition"]);
