@@ -97,7 +97,7 @@ impl Architecture<'_> {
 /// Length, optimizer and evaluation interval from the parameters that these recipes have in common.
 pub(crate) fn plan(optimizer: AdamWConfig, warmup: u64, steps: u64, eval_every: u64) -> Plan {
     let schedule = Schedule { peak: optimizer.lr, warmup };
-    Plan { steps, eval_every, optimizer: optimizer.into(), schedule }
+    Plan::new(steps, eval_every, optimizer.into(), schedule)
 }
 
 /// How many seeds are worth training as one batched model. Per-step launches of a small model leave a GPU

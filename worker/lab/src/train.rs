@@ -179,7 +179,7 @@ impl TrainingRun<'_> {
             Edited::Members(members) => members,
             Edited::Drained => return Ok(()),
         };
-        let Some(mut group) = self.group(members)? else { return Ok(()) };
+        let Some(mut group) = self.group(members, start.unwrap_or(0))? else { return Ok(()) };
         let total = self.plan.steps;
         let mut step = start.unwrap_or(0);
         let mut is_reported = start.is_some();
@@ -208,10 +208,20 @@ impl TrainingRun<'_> {
             {
                 group.branch(seed)?;
             }
-            group.update(step, self.plan.schedule.lr(step));
+            self.update(&mut group, step);
             step += 1;
             is_reported = false;
         }
+    }
+
+    /// The update that leads from `step` to `step + 1`. A resumed run may stand at the start of a phase, so
+    /// that the optimizer is begun here and not where the phase before ends.
+    fn update(&self, group: &mut Group, step: u64) {
+        let phase = self.plan.phase(step);
+        if phase.start == step && step > 0 {
+            group.begin(phase.optimizer);
+        }
+        group.update(step, phase.lr(step), step - phase.start + 1);
     }
 
     /// Edits the initial weights of members that start, after a reference run where one is needed.
@@ -256,7 +266,12 @@ impl TrainingRun<'_> {
     fn references(&mut self, members: Vec<Member>) -> Result<Option<Vec<Reference>>> {
         let steps = u64::try_from(self.interventions.edit_reference_steps);
         let steps = steps.unwrap_or(self.plan.steps);
-        let Some(mut group) = self.group(members)? else { return Ok(Some(Vec::new())) };
+        let Some(mut group) = self.group(members, 0)? else { return Ok(Some(Vec::new())) };
+        let circuit = interventions::circuit_of(&self.interventions);
+        if let Some(kind) = circuit {
+            // Says at once that the recipe knows no circuit, not when the reference run ends.
+            let _scores = group.circuit(kind)?;
+        }
         for step in 0..steps {
             match self.sink.signal(0, self.plan.steps) {
                 Signal::Continue => {}
@@ -266,9 +281,9 @@ impl TrainingRun<'_> {
                     return Ok(None);
                 }
             }
-            group.update(step, self.plan.schedule.lr(step));
+            self.update(&mut group, step);
         }
-        Ok(Some(group.references(steps)))
+        group.references(steps, circuit).map(Some)
     }
 
     fn objective(&self, seeds: &[u64]) -> Result<Box<dyn Objective>> {
@@ -317,15 +332,16 @@ impl TrainingRun<'_> {
         Ok((members, start.flatten()))
     }
 
-    /// A group of `members`, or `None` if there are none.
-    fn group(&self, members: Vec<Member>) -> Result<Option<Group>> {
+    /// A group of `members` that stand at `step`, or `None` if there are none.
+    fn group(&self, members: Vec<Member>, step: u64) -> Result<Option<Group>> {
         if members.is_empty() {
             return Ok(None);
         }
         let seeds: Vec<u64> = members.iter().map(|member| member.seed).collect();
         let objective = self.objective(&seeds)?;
         let config = self.recipe.config(self.params)?;
-        let mut group = Group::new(config, members, objective, self.plan.optimizer, self.device)?;
+        let rule = self.plan.phase(step).optimizer;
+        let mut group = Group::new(config, members, objective, rule, self.device)?;
         let factor = self.interventions.aux_weight;
         if let Some(term) = self.interventions.auxiliary() {
             let penalty = group.penalty(&term)?;
@@ -370,7 +386,7 @@ impl TrainingRun<'_> {
                 let labels = vec![None; shape.len()];
                 self.metric(index, name, step, Value::array(shape, data.to_vec(), labels))?;
             }
-            self.metric(index, "lr", step, Value::scalar(self.plan.schedule.lr(step)))?;
+            self.metric(index, "lr", step, Value::scalar(self.plan.phase(step).lr(step)))?;
         }
         let Some(group) = self.drop_failed(group, &failures, step)? else { return Ok(None) };
         if self.checkpoints.steps.binary_search(&step).is_ok() {
@@ -415,7 +431,7 @@ impl TrainingRun<'_> {
             self.outcomes[index] = SeedOutcome::Failed { step };
             self.sink.failed(index, step, failure.error(step))?;
         }
-        self.group(rest)
+        self.group(rest, step)
     }
 
     fn save_states(&mut self, group: &Group, step: u64) -> Result<()> {

@@ -9,6 +9,7 @@ pub mod change_points;
 pub mod copy_score;
 pub mod digit_order;
 pub mod digit_phases;
+pub mod forgetting;
 pub mod frequency_choice;
 pub mod grok_predict;
 pub mod grokking_phases;
@@ -36,6 +37,7 @@ pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &copy_score::CopyScore,
     &digit_order::DigitOrder,
     &digit_phases::DigitPhases,
+    &forgetting::Forgetting,
     &frequency_choice::FrequencyChoice,
     &grok_predict::GrokPredict,
     &grokking_phases::GrokkingPhases,

@@ -91,7 +91,9 @@ impl Symmetries {
             ]);
             if !config.attn_only {
                 let columns = ["mlp.W_in", "mlp.W_gate"].map(|part| place(name(part), 1));
-                let vectors = ["mlp.b_in", "mlp.ln.w", "mlp.ln.b"].map(|part| place(name(part), 0));
+                let vectors =
+                    ["mlp.b_in", "mlp.b_gate", "mlp.b_pre_linear", "mlp.ln.w", "mlp.ln.b"]
+                        .map(|part| place(name(part), 0));
                 let rows = [place(name("mlp.W_out"), 0)];
                 permutations.push(Symmetry {
                     name: format!("neurons.{layer}"),

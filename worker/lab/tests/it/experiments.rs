@@ -31,6 +31,9 @@ fn trained_by(recipe: &str, steps: u64, every: u64) -> Published {
             "n_digits": 2, "d_model": 16, "n_heads": 2, "d_mlp": 24, "lr": 1e-2, "eval_size": 200,
             "steps": steps,
         }),
+        "finetune" => json!({
+            "both": ["p=11", "d_mlp=20", "lr=0.01"], "switch_step": steps / 2, "steps": steps,
+        }),
         "modular-addition-mlp" => json!({ "p": 11, "d_mlp": 20, "lr": 1e-2, "steps": steps }),
         "induction" => json!({
             "d_model": 16, "n_heads": 2, "d_vocab": 12, "n_ctx": 14, "period_min": 3, "period_max": 6,
@@ -46,12 +49,14 @@ fn trained_by(recipe: &str, steps: u64, every: u64) -> Published {
 
 /// Recipes whose models an experiment is tried on.
 fn recipes_of(card: &Card) -> Vec<&'static str> {
-    let all = ["modular-addition", "modular-addition-mlp", "addition", "induction"];
+    let all = ["modular-addition", "modular-addition-mlp", "addition", "finetune", "induction"];
     let fits = |name: &&str| match card.requires.recipes {
         // Three positions are too few for most that needs attention.
         [] if card.requires.min_layers > 0 => *name == "induction",
         // A perceptron reads sets of two tokens, the example prompts have three.
-        [] if card.params.iter().any(|def| def.name == "tokens") => *name != "modular-addition-mlp",
+        [] if card.params.iter().any(|def| def.name == "tokens") => {
+            !["modular-addition-mlp", "finetune"].contains(name)
+        }
         [] => true,
         recipes => recipes.contains(name),
     };
@@ -131,7 +136,7 @@ fn bits(sink: &MemorySink) -> BTreeMap<(String, u64), Vec<u64>> {
 #[test]
 fn analyses_emit_what_they_declare_the_same_each_time() {
     let models: BTreeMap<&str, Published> =
-        ["modular-addition", "modular-addition-mlp", "addition", "induction"]
+        ["modular-addition", "modular-addition-mlp", "addition", "finetune", "induction"]
             .map(|recipe| (recipe, trained_by(recipe, 30, 15)))
             .into();
     for experiment in EXPERIMENTS.iter().filter(|e| e.card().stage == Stage::Analyse) {
@@ -206,7 +211,7 @@ fn run_trajectory(
 #[test]
 fn trajectories_emit_what_they_declare_the_same_each_time() {
     let mut models: BTreeMap<&str, Published> =
-        ["modular-addition", "modular-addition-mlp", "addition", "induction"]
+        ["modular-addition", "modular-addition-mlp", "addition", "finetune", "induction"]
             .map(|recipe| (recipe, trained_by(recipe, 40, 4)))
             .into();
     let series = all_series(&models["modular-addition"]);

@@ -7,6 +7,7 @@
 mod addition;
 mod circuits;
 mod experiments;
+mod finetune;
 mod integrity;
 mod interventions;
 mod modular;
@@ -17,7 +18,6 @@ mod properties;
 mod recipes;
 mod registry;
 mod s_curve;
-mod scratch;
 mod training;
 
 use std::collections::BTreeMap;

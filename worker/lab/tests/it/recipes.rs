@@ -23,6 +23,13 @@ fn settings() -> Vec<(&'static str, Json)> {
     vec![
         ("addition", with(json!({ "n_digits": 2, "n_examples": 30, "eval_size": 40 }))),
         (
+            "finetune",
+            json!({
+                "both": ["p=11", "d_mlp=20", "lr=0.01"], "switch_step": 8, "return_step": 15,
+                "steps": 20, "eval_every": 10,
+            }),
+        ),
+        (
             "induction",
             with(json!({
                 "variant": "solu", "normalization": "ln", "d_vocab": 12, "n_ctx": 14,
