@@ -50,7 +50,7 @@ def transformer(torch, device, careful, p=71, d=64, h=4, m=256):
         if not careful:
             scores = scores.masked_fill(~mask, -1e10)
         z = torch.einsum("bhqk,bkhe->bqhe", scores.softmax(-1), v)
-        x = query_input + torch.einsum("bqhe,hed->bqd", z, w_o)
+        x = query_input + torch.einsum("bqhe,hem->bqm", z, w_o)
         x = x + torch.relu(x @ w_in + b_in) @ w_out + b_out
         logits = (x @ w_u)[:, -1].double()
         return torch.nn.functional.cross_entropy(logits, labels)
