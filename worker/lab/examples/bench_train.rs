@@ -13,6 +13,9 @@ use sweep_lab::{
     train,
 };
 
+/// Updates that are not measured.
+const WARM_UP: u64 = 5;
+
 /// Drops everything but the time of the first update.
 struct Clock {
     /// Updates before this one are warm-up.
@@ -114,7 +117,6 @@ fn main() -> Result<()> {
     } else {
         Device::Cpu
     };
-    const WARM_UP: u64 = 5;
     let (recipe, params) = setting(name, steps + WARM_UP)?;
     let seeds: Vec<u64> = (0..n_seeds).collect();
     // As a worker's slots do: seeds side by side before threads side by side; one lane on a GPU.

@@ -123,7 +123,7 @@ impl Perceptron {
         };
         let mut sum = column(0);
         for place in 1..axes.pos {
-            sum = sum + column(place);
+            sum += column(place);
         }
         match b {
             Some(b) => &sum + broadcast(b, &sum),
