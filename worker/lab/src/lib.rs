@@ -59,7 +59,7 @@ pub use crate::{
     recipes::RECIPES,
     sink::{Cancelled, Context, MemorySink, Sink},
     subject::{FileIdentity, StoredTensors, Subject, TextCodec},
-    train::{CheckpointPlan, SeedOutcome, Signal, TrainSink, train},
+    train::{CheckpointPlan, SeedOutcome, Signal, TrainSink, train, train_from},
     trajectory::{Cell, Checkpoints, Series, SeriesTable, TrajectoryInput, trajectory},
     value::Value,
 };

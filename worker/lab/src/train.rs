@@ -11,7 +11,7 @@
 //!   state that says so, and is taken out of the group; the others go on.
 
 use serde_json::Value as Json;
-use sweep_lens::{Device, Kind, Tensor, checkpoint};
+use sweep_lens::{Config, Device, Kind, Tensor, Transformer, Weights, checkpoint};
 
 use crate::{
     error::{Error, Result, catch},
@@ -114,10 +114,38 @@ pub fn train(
     device: Device,
     sink: &mut dyn TrainSink,
 ) -> Result<Vec<SeedOutcome>> {
+    train_from(None, recipe, params, seeds, resume, checkpoints, device, sink)
+}
+
+/// [`train`] with the weights of the checkpoint that the parameter `init_from` names, if it names one; every
+/// seed starts from them.
+///
+/// # Errors
+/// As [`train`]; weights without the parameter or the parameter without weights; weights of another
+/// architecture (the tensor is named).
+#[expect(clippy::too_many_arguments, reason = "the arguments of `train` and one more")]
+pub fn train_from(
+    base: Option<&Weights>,
+    recipe: &dyn AnyRecipe,
+    params: &Json,
+    seeds: &[u64],
+    resume: &[Option<Vec<u8>>],
+    checkpoints: &CheckpointPlan,
+    device: Device,
+    sink: &mut dyn TrainSink,
+) -> Result<Vec<SeedOutcome>> {
     let params = recipe.canonical_params(params)?;
     recipe.check_params(&params)?;
     let plan = recipe.plan(&params)?;
     let interventions = recipe.interventions(&params)?;
+    if interventions.init_from.is_empty() == base.is_some() {
+        let found = if base.is_some() { "some" } else { "none" };
+        return Err(Error::params(
+            "init_from",
+            format!("expected weights exactly if it names a checkpoint, found {found}"),
+        ));
+    }
+    let base = base.map(|weights| initial(weights, &recipe.config(&params)?)).transpose()?;
     if let Some(&step) = checkpoints.steps.last().filter(|&&step| step > plan.steps) {
         return Err(Error::params(
             "steps",
@@ -138,6 +166,7 @@ pub fn train(
             seeds,
             plan,
             interventions,
+            base,
             checkpoints,
             device,
             sink,
@@ -146,6 +175,13 @@ pub fn train(
         run.run(resume)?;
         Ok(run.outcomes)
     })
+}
+
+/// Weights of a checkpoint as initial ones, float32 on the CPU, if they are those of `config`.
+fn initial(weights: &Weights, config: &Config) -> Result<Weights> {
+    let weights = weights.to_device(Device::Cpu).to_kind(Kind::Float).copy();
+    // Names every tensor that is missing, unexpected or of another shape.
+    Ok(Transformer::new(config.clone(), weights)?.into_weights())
 }
 
 /// What is left to train after the edit of the initial weights.
@@ -161,6 +197,8 @@ struct TrainingRun<'a> {
     seeds: &'a [u64],
     plan: Plan,
     interventions: Interventions,
+    /// Where every seed starts, if not from weights of its own.
+    base: Option<Weights>,
     checkpoints: &'a CheckpointPlan,
     device: Device,
     sink: &'a mut dyn TrainSink,
@@ -298,7 +336,11 @@ impl TrainingRun<'_> {
             let (member, step) = match resume.get(index).and_then(Option::as_ref) {
                 None => {
                     let init_seed = self.interventions.seed_of_init(seed);
-                    (Member::fresh(index, seed, self.recipe.init(self.params, init_seed)?), None)
+                    let weights = match &self.base {
+                        Some(base) => base.copy(),
+                        None => self.recipe.init(self.params, init_seed)?,
+                    };
+                    (Member::fresh(index, seed, weights), None)
                 }
                 Some(bytes) => {
                     let file = format!("trainer state of seed {seed}");

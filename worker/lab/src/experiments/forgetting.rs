@@ -32,7 +32,8 @@ use crate::{
     error::{Error, Result},
     experiment::{Experiment, Inputs},
     fourier::Basis,
-    interventions, modular,
+    interventions::{self, Interventions},
+    modular,
     params::{self, ParamSet, params},
     rebasin,
     recipe::Objective,
@@ -110,6 +111,8 @@ impl Experiment for Forgetting {
 struct Finetuned {
     params: finetune::Params,
     objectives: [Box<dyn Objective>; 2],
+    /// Whether there is something to forget: a first part, or a checkpoint that the run started from.
+    has_first: bool,
     /// i64 `[n, pos]`, inputs of the second task.
     probe: Tensor,
     modular: Option<Modular>,
@@ -137,15 +140,16 @@ impl Finetuned {
         let seed = entry("seed")?.as_u64().ok_or_else(|| {
             Error::Input("expected an integer as the checkpoint's seed".to_owned())
         })?;
-        let tasks = params.tasks()?;
-        let [first, second] = &tasks;
+        let has_base = !Interventions::decode(entry("params")?)?.init_from.is_empty();
+        let has_first = params.switch_step > 0 || has_base;
+        let [first, second] = &params.tasks()?;
         let objectives = [first.objective(&[seed], device)?, second.objective(&[seed], device)?];
         let probe = second.recipe.probe(&second.params, device)?.tokens;
         let modular = modular::RECIPES
             .contains(&params.recipe.as_str())
             .then(|| Modular::new(first, seed, device))
             .transpose()?;
-        Ok(Self { params, objectives, probe, modular, device })
+        Ok(Self { params, objectives, has_first, probe, modular, device })
     }
 
     fn losses(&self, model: &Transformer) -> Losses {
@@ -314,7 +318,7 @@ fn emit_times(
         found.map_or(f64::NAN, |(step, _)| (step - start) as f64)
     };
     let knows = |task: usize| move |now: &Losses| now[task][1] >= params.accuracy;
-    let has_first = switch > 0;
+    let has_first = run.has_first;
     let only_if = |condition: bool, value: f64| if condition { value } else { f64::NAN };
     let is_forgotten = |now: &Losses| now[0][1] < params.forgotten;
     let loss_at = |step: u64| curves.iter().find(|(s, _)| *s == step).map(|(_, now)| now[0][0]);
@@ -325,7 +329,7 @@ fn emit_times(
     };
     for (name, value) in [
         ("forgetting", only_if(has_first, forgetting)),
-        ("learn_steps", only_if(has_first, steps(0, switch, &knows(0)))),
+        ("learn_steps", only_if(switch > 0, steps(0, switch, &knows(0)))),
         ("transfer_steps", steps(switch, back, &knows(1))),
         ("forget_steps", only_if(has_first, steps(switch, back, &is_forgotten))),
         ("relearn_steps", steps(back, u64::MAX, &knows(0))),

@@ -24,6 +24,9 @@ params! {
     pub struct Interventions {
         /// Seed of the initial weights; -1 is the seed of the run.
         init_seed: i64 = -1, min = -1.0;
+        /// Checkpoint of an equal architecture whose weights stand in for initial ones: a folder, or a place
+        /// like hub:OWNER/NAME@REVISION or s3://BUCKET/PREFIX; empty draws them.
+        init_from: String = String::new();
         /// Update from which on the data come in another order; -1 is never.
         branch_step: i64 = -1, min = -1.0;
         /// Seed of that order.

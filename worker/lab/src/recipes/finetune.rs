@@ -5,7 +5,7 @@
 //! both, `first` and `second` what each has of its own, every entry `name=value`. From `switch_step` on the
 //! second task is trained, from `return_step` on the first one again; each part starts its optimizer
 //! anew. Both tasks are measured all the time. `switch_step` 0 is the control from scratch, on the same data of
-//! the second task.
+//! the second task; with `init_from` it fine-tunes a checkpoint that is there already.
 //!
 //! # Interpretation
 //! `loss_first` after the switch is forgetting; `loss_second` against the control is transfer. Weights that

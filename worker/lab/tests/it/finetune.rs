@@ -3,9 +3,9 @@
 
 use serde_json::{Value as Json, json};
 use sweep_lab::{
-    CheckpointPlan, EXPERIMENTS, MemorySink, SeriesTable, Signal, TrajectoryInput,
-    lens::{Device, checkpoint},
-    trajectory,
+    CheckpointPlan, EXPERIMENTS, MemorySink, RECIPES, SeriesTable, Signal, TrajectoryInput,
+    lens::{Device, Weights, checkpoint},
+    train_from, trajectory,
 };
 
 use crate::{Published, Recorded, Recorder, run_recipe};
@@ -89,6 +89,35 @@ fn lists_and_texts_take_turns_too() {
     let at = |name: &str, step| run.metrics[&(name.to_owned(), step)];
     assert!(at("loss_first", 120) < 0.2 && at("loss_second", 120) > 3.0);
     assert!(at("loss_second", 240) < 0.2 && at("loss_first", 240) > 1.0);
+}
+
+#[test]
+fn any_recipe_starts_from_a_checkpoint() {
+    let params = json!({"p": 11, "d_mlp": 20, "lr": 0.01, "steps": 10, "eval_every": 10});
+    let base = train("modular-addition-mlp", &params, &[10]);
+    let base = checkpoint::decode("checkpoint", &base.checkpoints[&10]).unwrap();
+    let start = |params: &Json, weights: Option<&Weights>| {
+        let recipe = RECIPES.iter().find(|r| r.card().name == "modular-addition-mlp").unwrap();
+        let (plan, mut recorder) = (CheckpointPlan::at([0, 10]), Recorder::new());
+        let seeds = [1, 2];
+        let device = Device::Cpu;
+        train_from(weights, *recipe, params, &seeds, &[], &plan, device, &mut recorder)
+            .map(|_| recorder)
+    };
+    let mut from = params.clone();
+    (from["init_from"], from["operation"]) = ("some/place".into(), "subtract".into());
+    let recorder = start(&from, Some(&base.weights)).unwrap();
+    let at = |index: usize, step| weights(&recorder.seeds[&index], step);
+    assert_eq!((at(0, 0), at(1, 0)), (base.weights_hash.clone(), base.weights_hash.clone()));
+    assert_ne!(at(0, 10), at(1, 10), "each on its own data");
+    for (params, weights, word) in [
+        (&from, None, "found none"),
+        (&params, Some(&base.weights), "found some"),
+        (&json!({"p": 11, "d_mlp": 21, "init_from": "x"}), Some(&base.weights), "layers.0.W"),
+    ] {
+        let error = start(params, weights).unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
+    }
 }
 
 fn forgetting(run: Recorded, params: &Json) -> MemorySink {
