@@ -13,5 +13,6 @@ mod imported;
 mod local;
 mod object_store;
 mod orphans;
+mod pairs;
 mod worker_crash;
 mod zombie;

@@ -51,6 +51,27 @@ pub enum Stage {
     Compare,
     /// Looks at all checkpoints of a model, or at metric series of it.
     Trajectory,
+    /// Does so for several models in one task.
+    Joint(Scope),
+}
+
+/// Which models one task of a joint experiment looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// All seeds and grid points of one entry of `models:`.
+    Entry,
+    /// All models of the sweep.
+    Sweep,
+}
+
+impl Scope {
+    /// Stable lowercase name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Entry => "entry",
+            Self::Sweep => "sweep",
+        }
+    }
 }
 
 impl Stage {
@@ -60,7 +81,7 @@ impl Stage {
             Self::Train => "train",
             Self::Analyse => "analyse",
             Self::Compare => "compare",
-            Self::Trajectory => "trajectory",
+            Self::Trajectory | Self::Joint(_) => "trajectory",
         }
     }
 }
@@ -127,6 +148,8 @@ pub struct MetricDef {
 pub enum Axis {
     /// Transformer block.
     Layer,
+    /// Setting of a training that others are compared with, labelled with what differs from the default.
+    Arm,
     /// Attention head.
     Head,
     /// Fourier frequency `1..=p/2`.
@@ -155,6 +178,20 @@ pub enum Axis {
     Dtype,
     /// Kind of finding, labelled with its name.
     Finding,
+    /// Model of a sweep or of one of its entries, labelled.
+    Member,
+    /// Block of the other model of a pair.
+    PartnerLayer,
+    /// Frequency that the other model of a pair follows.
+    PartnerFrequency,
+    /// Digit that another one is compared with.
+    OtherDigit,
+    /// Pair of models, labelled with both.
+    Pair,
+    /// Place on the line between two models, labelled from 0 to 1.
+    Point,
+    /// Data that a loss is taken on, labelled (`train`, `test`).
+    Split,
 }
 
 impl Axis {
@@ -176,6 +213,14 @@ impl Axis {
             Self::Row => "row",
             Self::Dtype => "dtype",
             Self::Finding => "finding",
+            Self::Arm => "arm",
+            Self::Member => "member",
+            Self::PartnerLayer => "partner_layer",
+            Self::PartnerFrequency => "partner_frequency",
+            Self::OtherDigit => "other_digit",
+            Self::Pair => "pair",
+            Self::Point => "point",
+            Self::Split => "split",
         }
     }
 }
@@ -258,4 +303,6 @@ pub enum FigureKind {
     Scatter,
     /// One axis against steps, colour is the value.
     HeatMap,
+    /// Model by model, colour is the value; for experiments on pairs.
+    Pairs,
 }

@@ -3,6 +3,7 @@
 use crate::experiment::AnyExperiment;
 
 pub mod activations;
+pub mod cka;
 pub mod digit_order;
 pub mod digit_phases;
 pub mod frequency_choice;
@@ -11,15 +12,23 @@ pub mod grokking_phases;
 pub mod grokking_progress;
 pub mod integrity;
 pub mod integrity_report;
+pub mod knockout_delay;
+pub mod mode_connectivity;
+pub mod output_similarity;
 pub mod pca;
 pub mod per_token_loss;
 pub mod phase_transition;
 pub mod quanta;
+pub mod rebasin;
+pub mod rebasin_search;
 pub mod s_curve_evidence;
+pub mod seed_variance;
+pub mod weight_delta;
 pub mod weight_norms;
 
 /// All experiments this build can run; the worker advertises exactly this list.
 pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
+    &cka::Cka,
     &digit_order::DigitOrder,
     &digit_phases::DigitPhases,
     &frequency_choice::FrequencyChoice,
@@ -29,10 +38,17 @@ pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &grokking_progress::GrokkingProgress,
     &integrity::Integrity,
     &integrity_report::IntegrityReport,
+    &knockout_delay::KnockoutDelay,
+    &mode_connectivity::ModeConnectivity,
+    &output_similarity::OutputSimilarity,
     &pca::Pca,
     &per_token_loss::PerTokenLoss,
     &phase_transition::PhaseTransition,
     &quanta::Quanta,
+    &rebasin::Rebasin,
+    &rebasin_search::RebasinSearch,
     &s_curve_evidence::SCurveEvidence,
+    &seed_variance::SeedVariance,
+    &weight_delta::WeightDelta,
     &weight_norms::WeightNorms,
 ];

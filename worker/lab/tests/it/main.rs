@@ -9,6 +9,7 @@ mod experiments;
 mod integrity;
 mod interventions;
 mod modular;
+mod pairs;
 mod prompts;
 mod properties;
 mod recipes;
