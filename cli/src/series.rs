@@ -408,7 +408,8 @@ mod tests {
         for step in 1..=4 {
             hold(&mut held, part(step), 2);
         }
-        let names: Vec<_> = held.iter().map(|p| (p.steps[0], p.axes[0].labels[0].clone())).collect();
+        let names: Vec<_> =
+            held.iter().map(|p| (p.steps[0], p.axes[0].labels[0].clone())).collect();
         assert_eq!(names, [(3, "m@2".to_owned()), (4, "m@3".to_owned())]);
         let mut curve = Curve::new(part(1));
         curve.extend(&part(2));

@@ -130,7 +130,10 @@ async fn pairs_and_groups_survive_the_death_of_their_worker() {
     let step = "step3000";
     assert_eq!(pairs, [(&*a, step, &*to_b), (&*a, step, &*to_c), (&*b, step, &*to_c)]);
     let ranking = json_of(folder, &["results", "last", "--metric", "rebasin-search.n_pairs"]);
-    assert_eq!((&ranking["rows"][0]["model"], &ranking["rows"][0]["value"]), (&json!("all"), &json!(3.0)));
+    assert_eq!(
+        (&ranking["rows"][0]["model"], &ranking["rows"][0]["value"]),
+        (&json!("all"), &json!(3.0))
+    );
     let icc = json_of(folder, &["results", "last", "--metric", "seed-variance.n_seeds"]);
     assert_eq!(icc["rows"][0]["model"], "modular-addition-mlp");
     assert_eq!(icc["rows"][0]["value"], 3.0);

@@ -110,10 +110,9 @@ fn of_cohort(
     for name in series_names(inputs) {
         match read(outlet, task, name, |part| place.contains_key(&part.model_index)) {
             Ok(found) => {
-                let found = found.into_iter().map(|((model, _), found)| MemberSeries {
-                    member: place[&model],
-                    ..found
-                });
+                let found = found
+                    .into_iter()
+                    .map(|((model, _), found)| MemberSeries { member: place[&model], ..found });
                 series.insert(name.clone(), found.collect());
             }
             Err(failure) => return task.end(Body::Failed(failure)),
@@ -236,12 +235,9 @@ async fn series(
             part.axes.remove(0);
         }
         let partner = Some(part.partner.clone()).filter(|partner| !partner.is_empty());
-        let MemberSeries { series, .. } =
-            all.entry((part.model_index, part.partner.clone())).or_insert_with(|| MemberSeries {
-                member: 0,
-                partner,
-                series: Series::default(),
-            });
+        let MemberSeries { series, .. } = all
+            .entry((part.model_index, part.partner.clone()))
+            .or_insert_with(|| MemberSeries { member: 0, partner, series: Series::default() });
         let shape: Vec<usize> = part.axes.iter().map(|axis| axis.size as usize).collect();
         let labels = |axis: &pb::Axis| (!axis.labels.is_empty()).then(|| axis.labels.clone());
         let labels: Vec<_> = part.axes.iter().map(labels).collect();

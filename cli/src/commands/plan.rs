@@ -85,7 +85,9 @@ fn to_table(plan: &pb::PlanResponse) -> comfy_table::Table {
 
 /// All tasks of a plan.
 fn tasks(plan: &pb::PlanResponse) -> u64 {
-    [plan.train, plan.analyse, plan.compare, plan.trajectory].into_iter().fold(0, u64::saturating_add)
+    [plan.train, plan.analyse, plan.compare, plan.trajectory]
+        .into_iter()
+        .fold(0, u64::saturating_add)
 }
 
 /// The JSON form of a plan.

@@ -67,11 +67,8 @@ pub(super) fn heat_maps(spec: &FigureSpec, curves: &[&Curve], names: &Names) -> 
 /// First against second models at the newest step; a panel per metric and cell.
 pub(super) fn pairs(spec: &FigureSpec, curves: &[&Curve], names: &Names) -> Option<Figure> {
     let mut models: Vec<&str> = Vec::new();
-    let between: Vec<&Curve> = curves
-        .iter()
-        .copied()
-        .filter(|curve| !curve.series.partner.is_empty())
-        .collect();
+    let between: Vec<&Curve> =
+        curves.iter().copied().filter(|curve| !curve.series.partner.is_empty()).collect();
     let sides = |of: fn(&Curve) -> &str| between.iter().map(move |curve| of(curve));
     for name in sides(|c| &c.series.model).chain(sides(|c| &c.series.partner)) {
         if !models.contains(&name) {

@@ -98,9 +98,7 @@ pub fn of_metrics(curves: &[Curve], log_x: bool, log_y: bool) -> Vec<FigureSpec>
     let kind = |name: &str| {
         let curve = curves.iter().find(|curve| curve.series.metric == name);
         match curve {
-            Some(curve) if between_models(curves.iter(), &curve.series.metric) => {
-                FigureKind::Pairs
-            }
+            Some(curve) if between_models(curves.iter(), &curve.series.metric) => FigureKind::Pairs,
             Some(curve) if curve.block > 1 && is_components(curve) => FigureKind::Scatter,
             Some(curve)
                 if curve.block > LINES_MAX || curve.series.axes.len() > 1 && curve.block > 1 =>
@@ -182,9 +180,9 @@ pub fn draw(spec: &FigureSpec, curves: &[Curve], description: &str) -> Option<Fi
     let names = Names::of(&chosen);
     let mut figure = match spec.kind {
         FigureKind::Pairs
-            if chosen.iter().any(|curve| {
-                between_models(chosen.iter().copied(), &curve.series.metric)
-            }) =>
+            if chosen
+                .iter()
+                .any(|curve| between_models(chosen.iter().copied(), &curve.series.metric)) =>
         {
             maps::pairs(spec, &chosen, &names)
         }

@@ -68,7 +68,9 @@ impl Sweep {
     /// Whether a checkpoint will never be there.
     pub fn is_missing(&self, at: CheckpointRef) -> bool {
         let model = self.models.get(&at.model);
-        model.is_some_and(|model| model.train.is_terminal() && !model.published.contains_key(&at.step))
+        model.is_some_and(|model| {
+            model.train.is_terminal() && !model.published.contains_key(&at.step)
+        })
     }
 
     /// Whether one of two checkpoints will never be there.
@@ -80,7 +82,8 @@ impl Sweep {
     /// that got a comparison.
     pub fn marry(&mut self, at: CheckpointRef) -> Vec<CoupleKey> {
         let mut found: Vec<(u32, Pair)> = Vec::new();
-        let within = |range| self.models.range::<u32, std::ops::Range<u32>>(range).map(|m| *m.0).collect();
+        let within =
+            |range| self.models.range::<u32, std::ops::Range<u32>>(range).map(|m| *m.0).collect();
         for (experiment, pairing) in (0u32..).zip(self.plan.pairings()) {
             pairing.touching(self.plan.models(), at, &within, &mut |pair| {
                 let other = if pair.first == at { pair.second } else { pair.first };
@@ -101,7 +104,8 @@ impl Sweep {
 
     /// Whether no comparison with this checkpoint was leased yet.
     pub fn is_uncompared(&self, at: CheckpointRef) -> bool {
-        let within = |range| self.models.range::<u32, std::ops::Range<u32>>(range).map(|m| *m.0).collect();
+        let within =
+            |range| self.models.range::<u32, std::ops::Range<u32>>(range).map(|m| *m.0).collect();
         let mut untouched = true;
         for pairing in self.plan.pairings() {
             pairing.touching(self.plan.models(), at, &within, &mut |pair| {

@@ -304,7 +304,9 @@ fn member(sweep: &Sweep, index: u32, experiment: &Pinned) -> Option<pb::Member> 
         recipe: if trained { model.entry.recipe().name.clone() } else { String::new() },
         params: if trained { model.params() } else { String::new() },
         failure: if failed { failure() } else { String::new() },
-        checkpoints: known.filter(|_| experiment.reads_checkpoints).map_or_else(Vec::new, checkpoints),
+        checkpoints: known
+            .filter(|_| experiment.reads_checkpoints)
+            .map_or_else(Vec::new, checkpoints),
         axes: model.entry.axes().map(str::to_owned).collect(),
     })
 }

@@ -450,10 +450,7 @@ fn pin_experiments(
     list.iter().map(pin).collect()
 }
 
-fn pin_comparisons(
-    list: &[CompareSpec],
-    pinned: &pb::Catalog,
-) -> Result<Vec<Pinned>, Vec<String>> {
+fn pin_comparisons(list: &[CompareSpec], pinned: &pb::Catalog) -> Result<Vec<Pinned>, Vec<String>> {
     let pin = |(index, compare): (usize, &CompareSpec)| {
         let name = &compare.experiment.name;
         let repeated = list.iter().filter(|other| other.experiment.name == *name).count() > 1;

@@ -286,11 +286,8 @@ impl Core {
             if let Some(partner) = sweep.plan.partner_label(task) {
                 axes.insert(0, partner_axis(partner));
             }
-            let summary = pb::MetricSummary {
-                metric: chunk.metric.clone(),
-                unit: chunk.unit.clone(),
-                axes,
-            };
+            let summary =
+                pb::MetricSummary { metric: chunk.metric.clone(), unit: chunk.unit.clone(), axes };
             out.push(Effect::Write(Write::MetricName { sweep: number, summary }));
         }
         let leased = self.leases.get(attempt).and_then(|lease| lease.tasks.get(&task));

@@ -360,10 +360,13 @@ fn series_come_in_order_with_their_axes_and_only_wanted_models() {
         let mut parts = Vec::new();
         let reader = metrics::SeriesReader::new(&store, 1, "e.m", latest);
         reader
-            .read(|task| wanted(task.model), |part| {
-                parts.push((part.task.model, part.steps, part.values));
-                true
-            })
+            .read(
+                |task| wanted(task.model),
+                |part| {
+                    parts.push((part.task.model, part.steps, part.values));
+                    true
+                },
+            )
             .unwrap();
         parts
     };

@@ -115,8 +115,11 @@ async fn results_of_pairs_name_both_checkpoints() {
     let status = client.status("last").await;
     assert_eq!(status.state(), pb::SweepState::Done);
     assert_eq!(status.compare.unwrap().done, 7);
-    let request =
-        pb::QueryRequest { sweep: answer.sweep.clone(), metric: "match.*".into(), ..Default::default() };
+    let request = pb::QueryRequest {
+        sweep: answer.sweep.clone(),
+        metric: "match.*".into(),
+        ..Default::default()
+    };
     let found = client.query(request).await;
     let shown: Vec<String> = found
         .iter()

@@ -220,7 +220,8 @@ impl Checker<'_> {
         let message =
             format!("`{}` reads the metric `{missing}`, which nothing here produces", known.name);
         let owner = missing.split('.').next().unwrap_or(missing);
-        let stage = catalog::experiment(self.catalog, owner).map_or("analyse", |e| e.stage.as_str());
+        let stage =
+            catalog::experiment(self.catalog, owner).map_or("analyse", |e| e.stage.as_str());
         let section = if stage == "analyse" { "experiments" } else { stage };
         self.add(here, message, Some(format!("add `{owner}` to `{section}`")));
     }

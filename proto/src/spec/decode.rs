@@ -532,9 +532,10 @@ impl Decoder {
             Some(word) => {
                 self.problem(&at, format!("`{word}` is not a selection of pairs"));
                 let words = PairSelection::WORDS;
-                self.hint(did_you_mean(word, words).unwrap_or_else(|| {
-                    format!("use {}, or a list of pairs", words.join(", "))
-                }));
+                self.hint(
+                    did_you_mean(word, words)
+                        .unwrap_or_else(|| format!("use {}, or a list of pairs", words.join(", "))),
+                );
                 None
             }
             None => Some(PairSelection::Listed(self.listed(&at)?, last)),

@@ -9,9 +9,7 @@ use std::{ops::Range, sync::Arc};
 
 use serde_json::{Map, Value};
 
-use super::{
-    CheckpointSelection, ModelSource, ModelSpec, SweepSpec, canonical, expand, label,
-};
+use super::{CheckpointSelection, ModelSource, ModelSpec, SweepSpec, canonical, expand, label};
 use crate::{catalog, pb};
 
 /// Checkpoints of one training; a schedule is held in memory and sent with every lease.

@@ -279,9 +279,7 @@ impl Pairing {
                     At::All => Some(CheckpointRef { model: other, step }),
                 }
             }
-            Kind::Consecutive => {
-                Some(CheckpointRef { model, step: steps[place.checked_sub(1)?] })
-            }
+            Kind::Consecutive => Some(CheckpointRef { model, step: steps[place.checked_sub(1)?] }),
             Kind::ToFirst(at) => (place > 0 && at.picks(steps, step))
                 .then(|| CheckpointRef { model, step: steps[0] }),
             Kind::ToBase(base, at) => {
@@ -395,7 +393,8 @@ impl At {
 
 impl Listed {
     fn count(&self, models: &Models) -> u64 {
-        let pairs = self.by_first.iter().flat_map(|(model, list)| list.iter().map(move |p| (model, p)));
+        let pairs =
+            self.by_first.iter().flat_map(|(model, list)| list.iter().map(move |p| (model, p)));
         pairs.fold(0, |n: u64, (model, (_, exact))| {
             n.saturating_add(match exact {
                 Some(_) => 1,
@@ -406,11 +405,7 @@ impl Listed {
 }
 
 /// Resolves listed pairs.
-fn listed(
-    models: &Models,
-    pairs: &[[Endpoint; 2]],
-    at: At,
-) -> Result<Listed, Vec<PairProblem>> {
+fn listed(models: &Models, pairs: &[[Endpoint; 2]], at: At) -> Result<Listed, Vec<PairProblem>> {
     let names = pairs.iter().flatten().map(|end| end.model.as_str());
     let found = find(models, names);
     let mut problems = Vec::new();
@@ -499,9 +494,9 @@ fn different_grids(models: &Models) -> Option<String> {
         let range = entry.models();
         let odd = match entry.schedule_of_all() {
             Some(_) => range.start,
-            None => range.clone().find(|model| {
-                models.steps(*model) != models.steps(range.start)
-            })?,
+            None => {
+                range.clone().find(|model| models.steps(*model) != models.steps(range.start))?
+            }
         };
         let known = *first.get_or_insert((range.start, models.steps(range.start)));
         if models.steps(odd) != known.1 {

@@ -72,7 +72,8 @@ impl Couple<'_> {
             let recipe = RECIPES.iter().find(|known| Some(known.card().name) == recipe);
             let recipe = recipe.ok_or_else(|| {
                 Error::Unsupported(
-                    "a model that no recipe trained needs `tokens` or `text` to be shown".to_owned(),
+                    "a model that no recipe trained needs `tokens` or `text` to be shown"
+                        .to_owned(),
                 )
             })?;
             let TokenSet { tokens, rows_per_batch, last_position_only } =

@@ -225,7 +225,8 @@ impl<E: Experiment> AnyExperiment for E {
         cx: &mut Context<'_>,
     ) -> Result<()> {
         let params = params::decode(params)?;
-        for Checkpoint { config, extra, .. } in [couple.first.checkpoint, couple.second.checkpoint] {
+        for Checkpoint { config, extra, .. } in [couple.first.checkpoint, couple.second.checkpoint]
+        {
             let recipe = extra.get("recipe").and_then(serde_json::Value::as_str);
             E::CARD.requires.check(E::CARD.name, config, recipe)?;
         }

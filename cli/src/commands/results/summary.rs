@@ -70,9 +70,7 @@ pub(in crate::commands) fn summary(mut curves: Vec<Curve>) -> Summary {
 
 /// Curves of single models, of pairs, and of several models together, as far as there are any.
 fn by_subject(curves: Vec<Curve>) -> Vec<Vec<Curve>> {
-    let single = |curve: &&Curve| {
-        matches!(origin(&curve.series), Origin::Train | Origin::Analyse)
-    };
+    let single = |curve: &&Curve| matches!(origin(&curve.series), Origin::Train | Origin::Analyse);
     let models: HashSet<String> =
         curves.iter().filter(single).map(|curve| curve.series.model.clone()).collect();
     let (mut of_one, mut pairs, mut together) = (Vec::new(), Vec::new(), Vec::new());

@@ -114,7 +114,10 @@ fn a_group_waits_for_all_of_its_models_and_is_told_who_failed() {
     let Answer::Lease(Some(lease)) = world.acquire("w1", true, &[]) else { panic!("no lease") };
     assert_eq!(Attempt(lease.attempt).to_string(), "1.7");
     let Some(pb::lease::Work::Trajectory(work)) = lease.work else { panic!("no trajectory") };
-    assert_eq!(work.model, "r-lr=0.5", "t0 of the second entry sorts after those of the first model");
+    assert_eq!(
+        work.model, "r-lr=0.5",
+        "t0 of the second entry sorts after those of the first model"
+    );
     check_in(
         &mut world,
         "w1 finishes m3/trajectory/t0; w1 finishes m0/trajectory/t0; w1 finishes m0/trajectory/t1; status",

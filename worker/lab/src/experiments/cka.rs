@@ -99,10 +99,11 @@ impl Layers {
         };
         let n_layers = model.config().n_layers as usize;
         let mut found: Vec<Vec<Tensor>> = (0..n_layers).map(|_| Vec::new()).collect();
-        let run = Run { skip_unembed: true, last_position_only: shown.last_position_only, ..Run::FULL };
+        let run =
+            Run { skip_unembed: true, last_position_only: shown.last_position_only, ..Run::FULL };
         for (tokens, lengths) in shown.batches() {
             let mut kept = Kept { site, found: Vec::new() };
-            model.forward(&tokens, &run, &mut kept);
+            let _ = model.forward(&tokens, &run, &mut kept);
             for (layer, activation) in kept.found.into_iter().enumerate().take(n_layers) {
                 let is_whole = activation.size()[1] != lengths[0] as i64;
                 for (row, length) in (0i64..).zip(&lengths) {

@@ -278,17 +278,14 @@ mod tests {
     }
 
     fn run(members: &[Member], times: &[Option<u64>]) -> Result<MemorySink> {
-        let series = times
-            .iter()
-            .enumerate()
-            .map(|(member, at)| MemberSeries { member, partner: None, series: series(*at) });
+        let series = times.iter().enumerate().map(|(member, at)| MemberSeries {
+            member,
+            partner: None,
+            series: series(*at),
+        });
         let table = CohortSeries::from([("r.acc".to_owned(), series.collect())]);
-        let cohort = Cohort {
-            members,
-            checkpoints: None,
-            series: &table,
-            device: sweep_lens::Device::Cpu,
-        };
+        let cohort =
+            Cohort { members, checkpoints: None, series: &table, device: sweep_lens::Device::Cpu };
         let mut sink = MemorySink::default();
         joint(&KnockoutDelay, &json!({ "metric": "r.acc" }), cohort, &mut sink)?;
         Ok(sink)

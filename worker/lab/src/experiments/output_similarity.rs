@@ -109,7 +109,8 @@ impl Divergences {
         // log((p + q) / 2), exactly p where they are equal.
         let middle = p.maximum(q) + ((-(p - q).abs()).exp() * 0.5 + 0.5).log();
         // An impossible token contributes nothing: 0 * (-inf - x) would be no number.
-        let weighted = |weight: &Tensor, log: Tensor| sum((weight * log).nan_to_num(0.0, None, None));
+        let weighted =
+            |weight: &Tensor, log: Tensor| sum((weight * log).nan_to_num(0.0, None, None));
         Self {
             kl: weighted(&exp_p, p - q),
             kl_reverse: weighted(&exp_q, q - p),
@@ -180,7 +181,8 @@ impl Sums {
         let mut rng = random::stream(params.seed, "output-similarity");
         let rows = &self.js_of_rows;
         let samples = (0..params.n_bootstrap).map(|_| {
-            let drawn = rows.iter().map(|_| rows[random::below(&mut rng, rows.len() as u64) as usize]);
+            let drawn =
+                rows.iter().map(|_| rows[random::below(&mut rng, rows.len() as u64) as usize]);
             let (sum, n) = drawn.fold((0.0, 0.0), |(s, n), (js, count)| (s + js, n + count));
             sum / n
         });

@@ -113,8 +113,11 @@ impl Experiment for Rebasin {
             (0i64..).zip(order).filter(|(place, unit)| place != *unit).count()
         };
         cx.metric("n_moved", matching.orders.iter().map(moved).sum::<usize>() as f64)?;
-        let orders: serde_json::Map<String, serde_json::Value> =
-            matching.orders.iter().map(|(name, order)| (name.clone(), order.clone().into())).collect();
+        let orders: serde_json::Map<String, serde_json::Value> = matching
+            .orders
+            .iter()
+            .map(|(name, order)| (name.clone(), order.clone().into()))
+            .collect();
         cx.json("permutations.json", &orders)?;
         circuits(couple, &matching.weights, cx)
     }
@@ -150,7 +153,7 @@ fn match_activations(couple: &Couple<'_>) -> Result<Weights> {
             let rows = shown.batches().map(|(tokens, _)| {
                 let mut kept = Kept { hook, found: None };
                 let run = if shown.last_position_only { Run::LAST_POSITION } else { Run::FULL };
-                subject.model.forward(&tokens, &run, &mut kept);
+                let _ = subject.model.forward(&tokens, &run, &mut kept);
                 let found = kept.found.expect("a model with MLPs visits the hook of each layer");
                 found.reshape([-1, symmetry.size])
             });
@@ -185,11 +188,8 @@ fn circuits(couple: &Couple<'_>, matched: &Weights, cx: &mut Context<'_>) -> Res
     let is_modular = recipe.is_some_and(|recipe| modular::RECIPES.contains(&recipe));
     let has_mlp = first.config.architecture == Architecture::Mlp || !first.config.attn_only;
     // Products and quadratic forms have no waves to follow.
-    let measurer = if is_modular && has_mlp {
-        Measurer::new(first, couple.first.device).ok()
-    } else {
-        None
-    };
+    let measurer =
+        if is_modular && has_mlp { Measurer::new(first, couple.first.device).ok() } else { None };
     let Some(measurer) = measurer else {
         for name in ["confusion_naive", "confusion_matched"] {
             cx.metric(name, Value::array(vec![0, 0], Vec::new(), vec![None, None]))?;
@@ -258,7 +258,11 @@ const fn confusion(name: &'static str, doc: &'static str) -> MetricDef {
 const METRICS: &[MetricDef] = &[
     split("barrier_naive", Unit::Nats, "Loss barrier between the models as they are"),
     split("barrier_matched", Unit::Nats, "The same with the second one matched by its weights"),
-    split("barrier_activation", Unit::Nats, "The same with the second one matched by its neurons' activations"),
+    split(
+        "barrier_activation",
+        Unit::Nats,
+        "The same with the second one matched by its neurons' activations",
+    ),
     split("barrier_ratio", Unit::Ratio, "Matched barrier over naive barrier"),
     curve("curve_naive", "Loss along the line between the models as they are"),
     curve("curve_matched", "The same with the second one matched by its weights"),
@@ -266,11 +270,22 @@ const METRICS: &[MetricDef] = &[
     scalar("cosine_naive", Unit::Ratio, "Cosine between all parameters of the models as they are"),
     scalar("cosine_matched", Unit::Ratio, "The same with the second one matched by its weights"),
     scalar("n_moved", Unit::Count, "Units that changed their place in weight matching"),
-    confusion("confusion_naive", "Neurons by the frequency they follow in either model, as they are"),
+    confusion(
+        "confusion_naive",
+        "Neurons by the frequency they follow in either model, as they are",
+    ),
     confusion("confusion_matched", "The same with the second one matched by its weights"),
-    scalar("same_frequency_naive", Unit::Probability, "Share of places whose neurons follow one frequency"),
+    scalar(
+        "same_frequency_naive",
+        Unit::Probability,
+        "Share of places whose neurons follow one frequency",
+    ),
     scalar("same_frequency_matched", Unit::Probability, "The same after weight matching"),
-    scalar("fve", Unit::Ratio, "Mean fraction of neuron variance that one frequency explains, of the worse model"),
+    scalar(
+        "fve",
+        Unit::Ratio,
+        "Mean fraction of neuron variance that one frequency explains, of the worse model",
+    ),
     MetricDef {
         name: "frequency_cosine",
         unit: Unit::Ratio,

@@ -217,7 +217,8 @@ fn table(pairs: &[Pair]) -> String {
             pair.is_instance
         )
     };
-    let head = "rank,setting,model,partner,barrier_ratio,barrier_naive,barrier_matched,fve,is_instance\n";
+    let head =
+        "rank,setting,model,partner,barrier_ratio,barrier_naive,barrier_matched,fve,is_instance\n";
     let rows: String = (1..).zip(pairs).map(row).collect();
     format!("{head}{rows}")
 }
@@ -297,7 +298,10 @@ mod tests {
         let ratios = &sink.metrics["barrier_ratio"][&9];
         assert_eq!(ratios.labels[0].as_ref().unwrap(), &["m0 to m2", "m0 to m1", "m1 to m2"]);
         assert_eq!(ratios.data[..2], [0.01, 0.2]);
-        assert_eq!((sink.scalar("n_pairs", 9), sink.scalar("n_instances", 9)), (Some(3.0), Some(1.0)));
+        assert_eq!(
+            (sink.scalar("n_pairs", 9), sink.scalar("n_instances", 9)),
+            (Some(3.0), Some(1.0))
+        );
         assert!((sink.metrics["mean_ratio"][&9].data[0] - 0.105).abs() < 1e-15);
         assert_eq!(sink.scalar("n_failed", 9), Some(1.0));
         let csv = String::from_utf8(sink.artifacts["ranking.csv"].clone()).unwrap();

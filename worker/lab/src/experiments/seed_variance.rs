@@ -170,9 +170,10 @@ impl Variances {
         let means: Vec<f64> = rows.iter().map(mean).collect();
         let grand = means.iter().sum::<f64>() / n;
         let between: f64 = means.iter().map(|mean| (mean - grand).powi(2)).sum();
-        let within = rows.iter().zip(&means).map(|(row, mean)| {
-            sample.iter().map(|&seed| (row[seed] - mean).powi(2)).sum::<f64>()
-        });
+        let within = rows
+            .iter()
+            .zip(&means)
+            .map(|(row, mean)| sample.iter().map(|&seed| (row[seed] - mean).powi(2)).sum::<f64>());
         // With one item, or one seed, there is nothing to compare: 0 / 0.
         Self {
             between: k * between / (n - 1.0),

@@ -48,7 +48,11 @@ pub fn interpolate(a: &Weights, b: &Weights, alpha: f64) -> Result<Weights> {
         .map(|(name, from)| {
             let mix = |from: &Tensor, to: &Tensor| {
                 // From the nearer end: from a to b is then from b to a.
-                if alpha <= 0.5 { from + (to - from) * alpha } else { to + (from - to) * (1.0 - alpha) }
+                if alpha <= 0.5 {
+                    from + (to - from) * alpha
+                } else {
+                    to + (from - to) * (1.0 - alpha)
+                }
             };
             Ok((name.to_owned(), mix(from, &b.require(name)?.to_kind(from.kind()))))
         })

@@ -177,7 +177,9 @@ fn run_trajectory(
             assert!(names.iter().all(|name| series.contains_key(name)));
             None
         }
-        Inputs::Checkpoint { .. } | Inputs::Couple => panic!("a trajectory experiment asked for one checkpoint"),
+        Inputs::Checkpoint { .. } | Inputs::Couple => {
+            panic!("a trajectory experiment asked for one checkpoint")
+        }
     };
     let input = TrajectoryInput { checkpoints, series, device: Device::Cpu };
     trajectory(experiment, params, input, sink)
@@ -294,9 +296,9 @@ fn models_that_do_not_fit_are_refused() {
             checkpoint::encode(&foreign.config, &foreign.weights, foreign.step, &foreign.extra)
                 .unwrap();
     }
-    let single = EXPERIMENTS.iter().filter(|experiment| {
-        matches!(experiment.card().stage, Stage::Analyse | Stage::Trajectory)
-    });
+    let single = EXPERIMENTS
+        .iter()
+        .filter(|experiment| matches!(experiment.card().stage, Stage::Analyse | Stage::Trajectory));
     for experiment in single.filter(|e| !e.card().requires.recipes.is_empty()) {
         let mut sink = MemorySink::default();
         let error = if experiment.card().stage == Stage::Analyse {

@@ -30,8 +30,7 @@ fn params_of(recipe: &str, steps: u64) -> Json {
 
 fn trained(recipe: &str, params: &Json, seed: u64, every: u64) -> Published {
     let plan = CheckpointPlan::every(every, params["steps"].as_u64().unwrap());
-    let (outcome, mut recorder) =
-        run_recipe(recipe, params, &[seed], &[], &plan, Recorder::new());
+    let (outcome, mut recorder) = run_recipe(recipe, params, &[seed], &[], &plan, Recorder::new());
     outcome.unwrap();
     Published::new(recorder.seeds.remove(&0).unwrap().checkpoints)
 }
@@ -110,11 +109,16 @@ fn a_model_against_itself_is_exactly_itself() {
         let sink = own("weight-delta");
         assert!(single(&sink, "relative_norm").iter().all(|norm| *norm == 0.0));
         assert!(single(&sink, "effective_rank").iter().all(|rank| *rank == 0.0));
-        assert_eq!((single(&sink, "cosine_total"), single(&sink, "relative_norm_total")), (vec![1.0], vec![0.0]));
+        assert_eq!(
+            (single(&sink, "cosine_total"), single(&sink, "relative_norm_total")),
+            (vec![1.0], vec![0.0])
+        );
         let overlaps = single(&sink, "subspace_overlap");
         assert!(overlaps.iter().all(|overlap| (overlap - 1.0).abs() < 1e-12), "{overlaps:?}");
         let sink = own("output-similarity");
-        for name in ["kl", "kl_reverse", "js", "js_low", "js_high", "total_variation", "logprob_rms"] {
+        for name in
+            ["kl", "kl_reverse", "js", "js_low", "js_high", "total_variation", "logprob_rms"]
+        {
             assert_eq!(single(&sink, name), [0.0], "{recipe} {name}");
         }
         for name in ["top1_agreement", "logprob_correlation"] {
@@ -226,15 +230,24 @@ fn what_cannot_be_compared_is_refused_with_the_reason() {
     for name in ["rebasin", "mode-connectivity", "weight-delta"] {
         let error = error(name, &base, &wide, json!({}));
         assert_eq!(error.class(), Class::Unsupported);
-        assert!(error.to_string().contains("`layers.0.W` is [22, 20] in one and [22, 24]"), "{error}");
+        assert!(
+            error.to_string().contains("`layers.0.W` is [22, 20] in one and [22, 24]"),
+            "{error}"
+        );
     }
     for name in ["output-similarity", "cka"] {
         let error = error(name, &base, &other, json!({}));
-        assert!(error.to_string().contains("`d_vocab` is 22 in one and 26 in the other"), "{error}");
+        assert!(
+            error.to_string().contains("`d_vocab` is 22 in one and 26 in the other"),
+            "{error}"
+        );
         // Other shapes are no obstacle to comparing what models say.
         on_pair(find(name), &json!({}), &base, &wide, &mut MemorySink::default()).unwrap();
     }
-    let foreign = Checkpoint { extra: json!({}), ..of("modular-addition-mlp", &json!({ "p": 11, "d_mlp": 20, "steps": 2 })) };
+    let foreign = Checkpoint {
+        extra: json!({}),
+        ..of("modular-addition-mlp", &json!({ "p": 11, "d_mlp": 20, "steps": 2 }))
+    };
     let problem = error("rebasin", &foreign, &foreign, json!({}));
     assert!(problem.to_string().contains("no recipe trained"), "{problem}");
     let problem = error("cka", &base, &base, json!({ "tokens": [[1]], "text": ["a"] }));
@@ -248,7 +261,8 @@ fn what_cannot_be_compared_is_refused_with_the_reason() {
         first: Subject { text: Some(&one), ..Subject::of(&base, &model) },
         second: Subject { text: Some(&two), ..Subject::of(&base, &model) },
     };
-    let problem = compare(find("cka"), &json!({}), &couple, &mut MemorySink::default()).unwrap_err();
+    let problem =
+        compare(find("cka"), &json!({}), &couple, &mut MemorySink::default()).unwrap_err();
     assert!(problem.to_string().contains("their tokenizers differ"), "{problem}");
 }
 
@@ -316,7 +330,9 @@ fn joint_experiments_emit_what_they_declare_and_name_who_failed() {
         of_recipe.insert(recipe, (Models(models), members));
     }
     let series = cohort_series(&Models(
-        (0..2).map(|i| Published::new(of_recipe["modular-addition"].0.0[i].files.clone())).collect(),
+        (0..2)
+            .map(|i| Published::new(of_recipe["modular-addition"].0.0[i].files.clone()))
+            .collect(),
     ));
     for experiment in EXPERIMENTS.iter().filter(|e| matches!(e.card().stage, Stage::Joint(_))) {
         let card = experiment.card();
@@ -328,8 +344,8 @@ fn joint_experiments_emit_what_they_declare_and_name_who_failed() {
         }
         let mut run = |sink: &mut MemorySink, members: &[Member]| {
             let reads = experiment.inputs(&params).unwrap();
-            let checkpoints =
-                (reads == Inputs::Checkpoints).then_some(&mut *models as &mut dyn CohortCheckpoints);
+            let checkpoints = (reads == Inputs::Checkpoints)
+                .then_some(&mut *models as &mut dyn CohortCheckpoints);
             let cohort = Cohort { members, checkpoints, series: &series, device: Device::Cpu };
             joint(*experiment, &params, cohort, sink)
         };
