@@ -28,12 +28,12 @@ pub mod weight_norms;
 
 /// All experiments this build can run; the worker advertises exactly this list.
 pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
+    &activations::Activations,
     &cka::Cka,
     &digit_order::DigitOrder,
     &digit_phases::DigitPhases,
     &frequency_choice::FrequencyChoice,
     &grok_predict::GrokPredict,
-    &activations::Activations,
     &grokking_phases::GrokkingPhases,
     &grokking_progress::GrokkingProgress,
     &integrity::Integrity,

@@ -21,7 +21,7 @@ use sweep_lens::{Run, Transformer, Weights};
 use crate::{
     card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
     compare::{Couple, Shown},
-    error::Result,
+    error::{Error, Result},
     experiment::{Experiment, Inputs},
     modular::nll,
     params::{ParamSet, params},
@@ -136,7 +136,18 @@ impl<'a> Judge<'a> {
             let (a, b) = (couple.first.checkpoint, couple.second.checkpoint);
             return Ok(Self::Task(SharedTask::of(a, b, couple.first.device)?));
         }
+        let config = couple.first.model.config();
+        if config.d_vocab != config.d_vocab_out {
+            return Err(Error::Unsupported(format!(
+                "the model reads {} tokens and answers with {}: it predicts no next token",
+                config.d_vocab, config.d_vocab_out
+            )));
+        }
         let shown = couple.token_set(&params.tokens, &params.text, params.prepend_bos)?;
+        if shown.tokens.size()[1] < 2 {
+            let problem = "expected a row of two or more tokens, found none";
+            return Err(Error::params("tokens", problem));
+        }
         Ok(Self::Prompts(shown, couple.first.model))
     }
 
