@@ -39,7 +39,7 @@ pub struct HeadSymmetry {
 pub struct Symmetries {
     /// Plain permutations.
     pub permutations: Vec<Symmetry>,
-    /// Heads; none where query heads share keys and values.
+    /// Heads; none where query heads share keys and values, or a norm.
     pub heads: Vec<HeadSymmetry>,
 }
 
@@ -107,7 +107,8 @@ impl Symmetries {
             Symmetry { name: "residual".to_owned(), size: config.d_model, places: residual },
         );
         let rotates_queries = !matches!(config.positional, Positional::Rotary { .. });
-        let heads = if config.n_key_value_heads == config.n_heads {
+        // A norm over the queries of all heads ties them to each other.
+        let heads = if config.n_key_value_heads == config.n_heads && !config.qk_norm {
             (0..config.n_layers).map(|layer| HeadSymmetry { layer, rotates_queries }).collect()
         } else {
             Vec::new()

@@ -11,6 +11,7 @@ mod finetune;
 mod integrity;
 mod interventions;
 mod modular;
+mod pairs;
 mod planted;
 mod probes;
 mod prompts;
