@@ -1,5 +1,5 @@
 # Each target is what a person would type. `make demo` and `make test` need nothing else before them.
-.PHONY: demo build test setup catalog lint bench-load clean
+.PHONY: demo build test setup catalog lint bench-load bench-train clean
 
 SWEEP = $(or $(CARGO_TARGET_DIR),target)/release/sweep
 
@@ -30,6 +30,12 @@ LOAD_SPEED = $(or $(CARGO_TARGET_DIR),target)/release/examples/load_speed
 bench-load: setup $(BENCH_PYTHON) ## Loading of a checkpoint beside cp, transformers and TransformerLens
 	cargo build --release -p sweep-lens --example load_speed --locked
 	$(BENCH_PYTHON) tests/bench/load.py .bench/gpt2-small $(LOAD_SPEED)
+
+BENCH_TRAIN = $(or $(CARGO_TARGET_DIR),target)/release/examples/bench_train
+
+bench-train: setup $(BENCH_PYTHON) ## Training of 1, 8 and 32 seeds beside PyTorch eager
+	cargo build --release -p sweep-lab --example bench_train --locked
+	$(BENCH_PYTHON) tests/bench/train.py $(BENCH_TRAIN)
 
 .bench/venv/bin/python:
 	python3 -m venv .bench/venv

@@ -4,7 +4,7 @@
 //! Values are passed on bit for bit. A message whose value count does not fit its axes is an error,
 //! never a guess.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use sweep_proto::pb;
 use tonic::Streaming;
@@ -33,7 +33,10 @@ pub struct Selection {
 pub struct SeriesStream {
     stream: Streaming<pb::Series>,
     last: Option<usize>,
-    pending: Option<pb::Series>,
+    /// The newest steps of the series that is read, in one or more parts.
+    held: Vec<pb::Series>,
+    /// Parts of complete series.
+    ready: VecDeque<pb::Series>,
 }
 
 impl SeriesStream {
@@ -46,26 +49,28 @@ impl SeriesStream {
             latest: selection.last == Some(1),
         };
         let stream = connection.metrics().query(request).await?.into_inner();
-        Ok(Self { stream, last: selection.last, pending: None })
+        Ok(Self { stream, last: selection.last, held: Vec::new(), ready: VecDeque::new() })
     }
 
-    /// The next part of a series; with a limit on steps, the next whole (shortened) series.
+    /// The next part of a series; with a limit on steps, only of its newest ones.
     pub async fn next(&mut self) -> Result<Option<pb::Series>> {
         let Some(last) = self.last else { return self.message().await };
         loop {
-            match (self.pending.take(), self.message().await?) {
+            if let Some(done) = self.ready.pop_front() {
+                return Ok(Some(done));
+            }
+            let part = self.message().await?;
+            let goes_on = match (&part, self.held.last()) {
+                (Some(part), Some(known)) => is_same_series(known, part),
+                (Some(_), None) => true,
                 (None, None) => return Ok(None),
-                (Some(done), None) => return Ok(Some(done)),
-                (None, Some(part)) => self.pending = Some(keep_last(part, last)?),
-                (Some(mut known), Some(part)) if is_same_series(&known, &part) => {
-                    known.steps.extend(part.steps);
-                    known.values.extend(part.values);
-                    self.pending = Some(keep_last(known, last)?);
-                }
-                (Some(done), Some(part)) => {
-                    self.pending = Some(keep_last(part, last)?);
-                    return Ok(Some(done));
-                }
+                (None, Some(_)) => false,
+            };
+            if !goes_on {
+                self.ready.extend(std::mem::take(&mut self.held));
+            }
+            if let Some(part) = part {
+                hold(&mut self.held, part, last);
             }
         }
     }
@@ -103,6 +108,7 @@ struct Identity {
     model_index: u32,
     version: u32,
     params: String,
+    partner: String,
     kind: Origin,
 }
 
@@ -113,6 +119,7 @@ impl Identity {
             model_index: series.model_index,
             version: series.version,
             params: series.params.clone(),
+            partner: series.partner.clone(),
             kind: origin(series),
         }
     }
@@ -123,6 +130,7 @@ fn is_same_series(a: &pb::Series, b: &pb::Series) -> bool {
         && a.model_index == b.model_index
         && a.version == b.version
         && a.params == b.params
+        && a.partner == b.partner
         && origin(a) == origin(b)
 }
 
@@ -133,6 +141,8 @@ pub enum Origin {
     Train,
     /// An experiment on one checkpoint.
     Analyse,
+    /// An experiment on two checkpoints.
+    Compare,
     /// A reduction over all checkpoints.
     Trajectory,
 }
@@ -142,6 +152,7 @@ pub fn origin(series: &pb::Series) -> Origin {
     match series.task.as_ref().and_then(|task| task.kind.as_ref()) {
         Some(pb::task_key::Kind::Trajectory(_)) => Origin::Trajectory,
         Some(pb::task_key::Kind::Analyse(_)) => Origin::Analyse,
+        Some(pb::task_key::Kind::Compare(_)) => Origin::Compare,
         Some(pb::task_key::Kind::Source(_)) | None => Origin::Train,
     }
 }
@@ -150,7 +161,7 @@ pub fn origin(series: &pb::Series) -> Origin {
 pub fn checkpoint(origin: Origin, step: u64) -> String {
     match origin {
         Origin::Train => "train".to_owned(),
-        Origin::Analyse => format!("step{step}"),
+        Origin::Analyse | Origin::Compare => format!("step{step}"),
         Origin::Trajectory => "trajectory".to_owned(),
     }
 }
@@ -177,12 +188,27 @@ fn check_shape(series: &pb::Series) -> Result<()> {
     Ok(())
 }
 
-fn keep_last(mut series: pb::Series, last: usize) -> Result<pb::Series> {
-    check_shape(&series)?;
-    let drop = series.steps.len().saturating_sub(last);
-    series.values.drain(..drop * block_size(&series.axes));
-    series.steps.drain(..drop);
-    Ok(series)
+/// Adds a part to a series and drops what is not among its `last` steps. Parts of a comparison
+/// differ in the second checkpoint and stay apart.
+fn hold(held: &mut Vec<pb::Series>, part: pb::Series, last: usize) {
+    match held.last_mut() {
+        Some(known) if known.axes == part.axes || part.partner.is_empty() => {
+            known.steps.extend(part.steps);
+            known.values.extend(part.values);
+        }
+        Some(_) | None => held.push(part),
+    }
+    let mut excess = held.iter().map(|part| part.steps.len()).sum::<usize>().saturating_sub(last);
+    while excess > 0 {
+        let first = &mut held[0];
+        let drop = excess.min(first.steps.len());
+        first.values.drain(..drop * block_size(&first.axes));
+        first.steps.drain(..drop);
+        excess -= drop;
+        if first.steps.is_empty() {
+            held.remove(0);
+        }
+    }
 }
 
 /// One value of a series.
@@ -249,7 +275,11 @@ pub struct Curve {
 }
 
 impl Curve {
-    fn new(series: pb::Series) -> Self {
+    fn new(mut series: pb::Series) -> Self {
+        if !series.partner.is_empty() && !series.axes.is_empty() {
+            // The axis only names the second checkpoint, which differs from step to step.
+            series.axes.remove(0);
+        }
         let block = block_size(&series.axes);
         Self { series, block }
     }
@@ -361,8 +391,30 @@ mod tests {
     #[test]
     fn the_newest_steps_are_kept() {
         let axes = vec![axis("head", 2, &[])];
-        let kept = keep_last(series(axes, vec![1, 2, 3], vec![1., 2., 3., 4., 5., 6.]), 2).unwrap();
-        assert_eq!((kept.steps, kept.values), (vec![2, 3], vec![3., 4., 5., 6.]));
+        let mut held = Vec::new();
+        hold(&mut held, series(axes.clone(), vec![1, 2, 3], vec![1., 2., 3., 4., 5., 6.]), 2);
+        assert_eq!((&held[0].steps, &held[0].values), (&vec![2, 3], &vec![3., 4., 5., 6.]));
+        hold(&mut held, series(axes, vec![4], vec![7., 8.]), 2);
+        assert_eq!((held.len(), &held[0].steps), (1, &vec![3, 4]));
+    }
+
+    #[test]
+    fn comparisons_keep_the_name_of_each_second_checkpoint() {
+        let part = |step: u64| pb::Series {
+            partner: "m".into(),
+            ..series(vec![axis("partner", 1, &[&format!("m@{}", step - 1)])], vec![step], vec![0.5])
+        };
+        let mut held = Vec::new();
+        for step in 1..=4 {
+            hold(&mut held, part(step), 2);
+        }
+        let names: Vec<_> =
+            held.iter().map(|p| (p.steps[0], p.axes[0].labels[0].clone())).collect();
+        assert_eq!(names, [(3, "m@2".to_owned()), (4, "m@3".to_owned())]);
+        let mut curve = Curve::new(part(1));
+        curve.extend(&part(2));
+        assert!(curve.series.axes.is_empty());
+        assert_eq!((curve.series.steps.clone(), curve.block), (vec![1, 2], 1));
     }
 
     #[test]

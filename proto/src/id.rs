@@ -58,14 +58,24 @@ pub enum TaskKind {
         /// Index into the sweep's `experiments`.
         experiment: u32,
     },
-    /// One reduction over all checkpoints of a model.
+    /// One reduction over all checkpoints of a model, or over several models; then the task is
+    /// counted with the first of them.
     Trajectory {
         /// Index into the sweep's `trajectory`.
         index: u32,
     },
+    /// One experiment on a pair of checkpoints.
+    Compare {
+        /// Step of the first checkpoint.
+        step: u64,
+        /// Index into the sweep's `compare`.
+        experiment: u32,
+        /// Which of the pairs that begin with this checkpoint.
+        pair: u32,
+    },
 }
 
-/// One cell of one sweep. The order is model, then kind, then step, then experiment.
+/// One cell of one sweep. The order is model, then kind (as listed there), then step, then experiment, then pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TaskKey {
     /// Index of the model in the expanded model axis.
@@ -84,6 +94,9 @@ impl TaskKey {
             }
             TaskKind::Trajectory { index } => {
                 pb::task_key::Kind::Trajectory(pb::TrajectoryKey { trajectory: index })
+            }
+            TaskKind::Compare { step, experiment, pair } => {
+                pb::task_key::Kind::Compare(pb::CompareKey { step, experiment, pair })
             }
         };
         pb::TaskKey { sweep: sweep.to_owned(), model: self.model, kind: Some(kind) }
@@ -105,6 +118,11 @@ impl TaskKey {
             pb::task_key::Kind::Trajectory(trajectory) => {
                 TaskKind::Trajectory { index: trajectory.trajectory }
             }
+            pb::task_key::Kind::Compare(compare) => TaskKind::Compare {
+                step: compare.step,
+                experiment: compare.experiment,
+                pair: compare.pair,
+            },
         };
         Ok((key.sweep.clone(), Self { model: key.model, kind }))
     }
@@ -118,6 +136,9 @@ impl fmt::Display for TaskKey {
                 write!(f, "m{}/step{step}/e{experiment}", self.model)
             }
             TaskKind::Trajectory { index } => write!(f, "m{}/trajectory/t{index}", self.model),
+            TaskKind::Compare { step, experiment, pair } => {
+                write!(f, "m{}/step{step}/c{experiment}/p{pair}", self.model)
+            }
         }
     }
 }
@@ -211,6 +232,9 @@ mod tests {
             (any::<u64>(), any::<u32>())
                 .prop_map(|(step, experiment)| TaskKind::Analyse { step, experiment }),
             any::<u32>().prop_map(|index| TaskKind::Trajectory { index }),
+            (any::<u64>(), any::<u32>(), any::<u32>()).prop_map(|(step, experiment, pair)| {
+                TaskKind::Compare { step, experiment, pair }
+            }),
         ];
         (any::<u32>(), kind).prop_map(|(model, kind)| TaskKey { model, kind })
     }

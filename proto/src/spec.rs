@@ -9,11 +9,16 @@ mod check;
 mod decode;
 pub mod expand;
 mod import;
+pub mod label;
+mod models;
+mod pairs;
 
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 pub use import::{DTYPES, Import, Listing, PROCESSING};
+pub use models::{Entry, IMPORT, ImportPlan, MAX_CHECKPOINTS, ModelRef, Models};
+pub use pairs::{At, CheckpointRef, Endpoint, Pair, PairProblem, PairSelection, Pairing};
 
 /// A researcher's request: models × checkpoints × experiments.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,8 +30,8 @@ pub struct SweepSpec {
     /// Per-checkpoint experiments.
     pub experiments: Vec<ExperimentSpec>,
     /// Pairwise experiments.
-    pub compare: Vec<ExperimentSpec>,
-    /// Reductions over all checkpoints of a model.
+    pub compare: Vec<CompareSpec>,
+    /// Reductions over all checkpoints of a model, or over several models.
     pub trajectory: Vec<ExperimentSpec>,
     /// How often a task that failed for a passing reason is tried.
     pub max_attempts: u32,
@@ -96,6 +101,15 @@ pub struct ExperimentSpec {
     pub params: Map<String, Value>,
 }
 
+/// One experiment on pairs of checkpoints.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CompareSpec {
+    /// The experiment with its own parameters.
+    pub experiment: ExperimentSpec,
+    /// Which pairs.
+    pub pairs: PairSelection,
+}
+
 /// One step of a path into the sweep file.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Segment {
@@ -158,7 +172,7 @@ impl SweepSpec {
             "name": self.name,
             "models": self.models.iter().map(ModelSpec::to_json).collect::<Vec<_>>(),
             "experiments": experiments(&self.experiments),
-            "compare": experiments(&self.compare),
+            "compare": self.compare.iter().map(CompareSpec::to_json).collect::<Vec<_>>(),
             "trajectory": experiments(&self.trajectory),
             "retry": { "max_attempts": self.max_attempts },
             "max_failures": self.max_failures,
@@ -166,11 +180,30 @@ impl SweepSpec {
         }))
     }
 
+    /// Every experiment of every stage.
+    pub fn all_experiments(&self) -> impl Iterator<Item = &ExperimentSpec> {
+        let compare = self.compare.iter().map(|compare| &compare.experiment);
+        self.experiments.iter().chain(compare).chain(&self.trajectory)
+    }
+
     /// `<name>-<10 hex digits>`: equal sweeps have equal ids.
     pub fn id(&self) -> String {
         let digest = Sha256::digest(self.to_json().to_string().as_bytes());
         let hex = crate::id::hex(&digest[..5]);
         format!("{}-{hex}", self.name)
+    }
+}
+
+impl CompareSpec {
+    /// Its parameters as written, with those that select pairs.
+    pub fn written(&self) -> Map<String, Value> {
+        let mut params = self.experiment.params.clone();
+        self.pairs.add_to(&mut params);
+        params
+    }
+
+    fn to_json(&self) -> Value {
+        json!({ "name": self.experiment.name, "params": self.written() })
     }
 }
 

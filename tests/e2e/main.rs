@@ -16,5 +16,6 @@ mod imported;
 mod local;
 mod object_store;
 mod orphans;
+mod pairs;
 mod worker_crash;
 mod zombie;

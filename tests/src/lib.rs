@@ -261,7 +261,7 @@ impl Cluster {
             ensure!(series.values.len() == series.steps.len() * cells, "torn series {series:?}");
             for (step, block) in series.steps.iter().zip(series.values.chunks(cells.max(1))) {
                 for (cell, value) in block.iter().enumerate() {
-                    let metric = format!("{} {}", series.metric, series.params);
+                    let metric = format!("{} {} {}", series.metric, series.params, series.partner);
                     let key = (metric, series.model.clone(), *step, cell);
                     let old = values.insert(key.clone(), value.to_bits());
                     ensure!(old.is_none(), "{key:?} is there twice");

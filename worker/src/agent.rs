@@ -270,6 +270,7 @@ fn kind(work: &Work) -> &'static str {
         Work::Analyse(_) => "analyse",
         Work::Trajectory(_) => "trajectory",
         Work::Import(_) => "import",
+        Work::Compare(_) => "compare",
     }
 }
 
@@ -279,6 +280,7 @@ fn task_keys(work: &Work) -> Vec<pb::TaskKey> {
         Work::Analyse(work) => work.tasks.iter().filter_map(|task| task.task.clone()).collect(),
         Work::Trajectory(work) => work.task.iter().cloned().collect(),
         Work::Import(work) => work.task.iter().cloned().collect(),
+        Work::Compare(work) => work.tasks.iter().filter_map(|task| task.task.clone()).collect(),
     }
 }
 

@@ -24,18 +24,7 @@ pub fn run(
     device: Device,
     provenance: &Provenance,
 ) {
-    let mut jobs = Vec::new();
-    for wanted in &work.tasks {
-        let Some(Ok(task)) = wanted.task.as_ref().map(|key| outlet.task(lease, key)) else {
-            tracing::error!(attempt = lease.attempt, "lease with a malformed task, dropped");
-            lease.revoke();
-            return;
-        };
-        match Job::new(&task, wanted) {
-            Ok(job) => jobs.push(job),
-            Err(failure) => task.end(Body::Failed(failure)),
-        }
-    }
+    let Some(mut jobs) = jobs(outlet, lease, &work.tasks) else { return };
     let wanted = work.checkpoint.clone().unwrap_or_default();
     let loaded = Loaded::new(outlet, &wanted, device)
         .and_then(|loaded| loaded.model().map(|model| (loaded, model)));
@@ -88,17 +77,40 @@ pub fn run(
     }
 }
 
-struct Job {
-    task: Task,
-    experiment: &'static dyn sweep_lab::AnyExperiment,
-    params: serde_json::Value,
+/// The experiments of a lease; those that cannot run have ended already. None when the lease itself
+/// makes no sense.
+pub(crate) fn jobs(
+    outlet: &Outlet,
+    lease: &Arc<HeldLease>,
+    tasks: &[pb::AnalyseTask],
+) -> Option<Vec<Job>> {
+    let mut jobs = Vec::new();
+    for wanted in tasks {
+        let Some(Ok(task)) = wanted.task.as_ref().map(|key| outlet.task(lease, key)) else {
+            tracing::error!(attempt = lease.attempt, "lease with a malformed task, dropped");
+            lease.revoke();
+            return None;
+        };
+        match Job::new(&task, wanted) {
+            Ok(job) => jobs.push(job),
+            Err(failure) => task.end(Body::Failed(failure)),
+        }
+    }
+    Some(jobs)
+}
+
+/// One experiment of a lease.
+pub(crate) struct Job {
+    pub(crate) task: Task,
+    pub(crate) experiment: &'static dyn sweep_lab::AnyExperiment,
+    pub(crate) params: serde_json::Value,
     /// Whether it compares with the first checkpoint, and with the one before.
     init: bool,
     previous: bool,
 }
 
 impl Job {
-    fn new(task: &Task, wanted: &pb::AnalyseTask) -> Result<Self, pb::Failure> {
+    pub(crate) fn new(task: &Task, wanted: &pb::AnalyseTask) -> Result<Self, pb::Failure> {
         let permanent = |message: String| failure(FailureClass::Permanent, message);
         let experiment = crate::catalog::experiment(&wanted.experiment).ok_or_else(|| {
             permanent(format!("this worker has no experiment `{}`", wanted.experiment))
@@ -107,7 +119,7 @@ impl Job {
             .map_err(|error| permanent(format!("malformed parameters: {error}")))?;
         let (init, previous) = match experiment.inputs(&params).map_err(|error| of_lab(&error))? {
             Inputs::Checkpoint { init, previous } => (init, previous),
-            Inputs::Checkpoints | Inputs::Series(_) => (false, false),
+            Inputs::Couple | Inputs::Checkpoints | Inputs::Series(_) => (false, false),
         };
         Ok(Self { task: task.clone(), experiment, params, init, previous })
     }

@@ -2,7 +2,7 @@
 
 use sweep_lab::{
     AnyExperiment, AnyRecipe, Card, EXPERIMENTS, FigureKind, Inputs, ParamDef, ParamKind, RECIPES,
-    lens::Device,
+    Stage, lens::Device,
 };
 use sweep_proto::pb;
 
@@ -31,6 +31,14 @@ pub fn catalog(device: Device) -> pb::Catalog {
             metrics: metrics(card),
             figures: figures(card),
             reads: reads(*experiment),
+            scope: match card.stage {
+                Stage::Joint(scope) => scope.name().to_owned(),
+                Stage::Train | Stage::Analyse | Stage::Compare | Stage::Trajectory => String::new(),
+            },
+            reads_checkpoints: matches!(
+                experiment.inputs(&experiment.default_params()),
+                Ok(Inputs::Checkpoints)
+            ),
         }
     });
     let recipes = RECIPES.iter().map(|recipe| {
@@ -98,6 +106,7 @@ fn figures(card: &Card) -> Vec<pb::Figure> {
                 FigureKind::Lines => "lines",
                 FigureKind::Scatter => "scatter",
                 FigureKind::HeatMap => "heat-map",
+                FigureKind::Pairs => "pairs",
             }
             .to_owned(),
             metrics: figure.metrics.iter().map(|&metric| metric.to_owned()).collect(),

@@ -8,7 +8,7 @@ use sweep_proto::pb;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    analyse,
+    analyse, compare,
     deliver::{Outlet, Provenance},
     import,
     leases::HeldLease,
@@ -51,6 +51,9 @@ impl Lane {
                     }
                     pb::lease::Work::Analyse(work) => {
                         analyse::run(&outlet, &lease, work, device, &provenance);
+                    }
+                    pb::lease::Work::Compare(work) => {
+                        compare::run(&outlet, &lease, work, device, &provenance);
                     }
                     pb::lease::Work::Import(work) => {
                         import::run(&outlet, &lease, work, &provenance);

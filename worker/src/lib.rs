@@ -23,6 +23,7 @@ pub mod agent;
 pub mod analyse;
 pub mod artifacts;
 pub mod catalog;
+pub mod compare;
 pub mod config;
 pub mod deliver;
 pub mod failure;

@@ -20,12 +20,14 @@ use sweep_proto::{
     id::{FailureClass, failure},
     pb::{self, record::Body},
 };
+use sweep_source::Location;
 
 use crate::{
     catalog,
     deliver::{DeliverError, MetricBuffer, Outlet, Provenance, Task},
-    failure::of_lab,
+    failure::{of_lab, of_source},
     leases::HeldLease,
+    loading::Loaded,
 };
 
 /// Files that may wait for the object store before the training stands still.
@@ -93,6 +95,8 @@ fn train(
         task.log("info", text).map_err(|error| error.failure())?;
     }
     let seeds: Vec<u64> = work.seeds.iter().map(|seed| seed.seed).collect();
+    let base = base(outlet, recipe, &params, device)?;
+    let base = base.as_ref().map(|loaded| &loaded.checkpoint.weights);
     let problem = Mutex::new(None);
     let outcome = thread::scope(|scope| {
         let (uploads, waiting) = sync_channel::<Upload>(UPLOADS_WAITING);
@@ -109,7 +113,8 @@ fn train(
         });
         let mut sink = Seeds::new(outlet, tasks, recipe, uploads, problem);
         let plan = CheckpointPlan::at(work.publish_steps.iter().copied());
-        let outcome = sweep_lab::train(recipe, &params, &seeds, &states, &plan, device, &mut sink);
+        let outcome =
+            sweep_lab::train_from(base, recipe, &params, &seeds, &states, &plan, device, &mut sink);
         let flushed = sink.flush();
         // Closes the queue; the scope waits for the last upload.
         drop(sink);
@@ -138,6 +143,23 @@ fn train(
         });
     }
     Ok(left)
+}
+
+/// The checkpoint that the training starts from, if its parameters name one.
+fn base(
+    outlet: &Outlet,
+    recipe: &dyn AnyRecipe,
+    params: &serde_json::Value,
+    device: Device,
+) -> Result<Option<Loaded>, pb::Failure> {
+    let place = recipe.interventions(params).map_err(|error| of_lab(&error))?.init_from;
+    if place.is_empty() {
+        return Ok(None);
+    }
+    let location = Location::from_path(&place).map_err(|error| of_source(&error))?.to_string();
+    let imported = pb::Imported { location, ..pb::Imported::default() };
+    let wanted = pb::Checkpoint { imported: Some(imported), ..pb::Checkpoint::default() };
+    Loaded::new(outlet, &wanted, device).map(Some)
 }
 
 /// Something on its way to the coordinator that must keep its place behind the files before it.

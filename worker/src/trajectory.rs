@@ -1,8 +1,15 @@
-//! A trajectory lease: one reduction over all checkpoints of a model, or over its metric series.
+//! A trajectory lease: one reduction over all checkpoints of a model, or over its metric series, or over
+//! those of several models.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
-use sweep_lab::{Checkpoints, Inputs, Series, SeriesTable, TrajectoryInput, Value};
+use sweep_lab::{
+    AnyExperiment, Checkpoints, Cohort, CohortCheckpoints, CohortSeries, Inputs, Member,
+    MemberSeries, Series, SeriesTable, TrajectoryInput, Value,
+};
 use sweep_lens::{Device, checkpoint::Checkpoint};
 use sweep_proto::{
     id::{FailureClass, failure},
@@ -11,7 +18,7 @@ use sweep_proto::{
 use tonic::Status;
 
 use crate::{
-    deliver::{Outlet, Provenance, TaskSink},
+    deliver::{Outlet, Provenance, Task, TaskSink},
     leases::HeldLease,
     loading::Loaded,
 };
@@ -44,31 +51,121 @@ pub fn run(
         Ok(inputs) => inputs,
         Err(error) => return task.end(Body::Failed(crate::failure::of_lab(&error))),
     };
+    if work.members.is_empty() {
+        of_model(outlet, work, &task, experiment, &params, &inputs, device, provenance);
+    } else {
+        of_cohort(outlet, work, &task, experiment, &params, &inputs, device, provenance);
+    }
+}
+
+/// A reduction over one model.
+#[expect(clippy::too_many_arguments, reason = "one task, all of it needed")]
+fn of_model(
+    outlet: &Outlet,
+    work: &pb::TrajectoryWork,
+    task: &Task,
+    experiment: &dyn AnyExperiment,
+    params: &serde_json::Value,
+    inputs: &Inputs,
+    device: Device,
+    provenance: &Provenance,
+) {
     let mut table = SeriesTable::default();
-    if let Inputs::Series(names) = &inputs {
-        let sweep = task.key.sweep.as_str();
-        for name in names {
-            match outlet.runtime.block_on(series(outlet, sweep, name, work.model_index)) {
-                Ok(found) => {
-                    table.insert(name.clone(), found);
-                }
-                Err(status) => {
-                    let message =
-                        format!("metric `{name}` could not be read: {}", status.message());
-                    return task.end(Body::Failed(failure(FailureClass::Transient, message)));
-                }
+    for name in series_names(inputs) {
+        let is_own = |part: &pb::Series| part.model_index == work.model_index;
+        match read(outlet, task, name, is_own) {
+            Ok(found) => {
+                let own = found.into_values().find(|found| found.partner.is_none());
+                table.insert(name.clone(), own.map(|own| own.series).unwrap_or_default());
             }
+            Err(failure) => return task.end(Body::Failed(failure)),
         }
     }
     let mut sink = match TaskSink::start(task.clone(), experiment.card()) {
         Ok(sink) => sink,
         Err(error) => return task.end(Body::Failed(error.failure())),
     };
-    let steps = work.checkpoints.iter().map(|checkpoint| checkpoint.step).collect();
-    let mut checkpoints = Stored { outlet, wanted: &work.checkpoints, steps, device };
+    let mut checkpoints = Stored::new(outlet, &work.checkpoints, device);
     let input = TrajectoryInput { checkpoints: Some(&mut checkpoints), series: &table, device };
-    let outcome = sweep_lab::trajectory(experiment, &params, input, &mut sink);
+    let outcome = sweep_lab::trajectory(experiment, params, input, &mut sink);
     sink.finish(outcome, provenance);
+}
+
+/// A reduction over several models.
+#[expect(clippy::too_many_arguments, reason = "one task, all of it needed")]
+fn of_cohort(
+    outlet: &Outlet,
+    work: &pb::TrajectoryWork,
+    task: &Task,
+    experiment: &dyn AnyExperiment,
+    params: &serde_json::Value,
+    inputs: &Inputs,
+    device: Device,
+    provenance: &Provenance,
+) {
+    let members: Vec<Member> = work.members.iter().map(member).collect();
+    let place: HashMap<u32, usize> =
+        work.members.iter().enumerate().map(|(at, member)| (member.model_index, at)).collect();
+    let mut series = CohortSeries::new();
+    for name in series_names(inputs) {
+        match read(outlet, task, name, |part| place.contains_key(&part.model_index)) {
+            Ok(found) => {
+                let found = found
+                    .into_iter()
+                    .map(|((model, _), found)| MemberSeries { member: place[&model], ..found });
+                series.insert(name.clone(), found.collect());
+            }
+            Err(failure) => return task.end(Body::Failed(failure)),
+        }
+    }
+    let mut sink = match TaskSink::start(task.clone(), experiment.card()) {
+        Ok(sink) => sink,
+        Err(error) => return task.end(Body::Failed(error.failure())),
+    };
+    let stored = work.members.iter().map(|m| Stored::new(outlet, &m.checkpoints, device));
+    let mut stored = StoredCohort(stored.collect());
+    let wants_checkpoints = *inputs == Inputs::Checkpoints;
+    let cohort = Cohort {
+        members: &members,
+        checkpoints: wants_checkpoints.then_some(&mut stored as &mut dyn CohortCheckpoints),
+        series: &series,
+        device,
+    };
+    let outcome = sweep_lab::joint(experiment, params, cohort, &mut sink);
+    sink.finish(outcome, provenance);
+}
+
+fn series_names(inputs: &Inputs) -> &[String] {
+    match inputs {
+        Inputs::Series(names) => names,
+        Inputs::Checkpoint { .. } | Inputs::Couple | Inputs::Checkpoints => &[],
+    }
+}
+
+fn member(member: &pb::Member) -> Member {
+    let given = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
+    Member {
+        label: member.model.clone(),
+        seed: member.seed,
+        recipe: given(&member.recipe),
+        params: serde_json::from_str(&member.params).unwrap_or_default(),
+        axes: member.axes.clone(),
+        failure: given(&member.failure),
+    }
+}
+
+/// Reads one metric of all wanted models: by model and, for a metric of pairs, second model.
+fn read(
+    outlet: &Outlet,
+    task: &Task,
+    name: &str,
+    wanted: impl Fn(&pb::Series) -> bool,
+) -> Result<BTreeMap<(u32, String), MemberSeries>, pb::Failure> {
+    let found = outlet.runtime.block_on(series(outlet, task.key.sweep.as_str(), name, wanted));
+    found.map_err(|status| {
+        let message = format!("metric `{name}` could not be read: {}", status.message());
+        failure(FailureClass::Transient, message)
+    })
 }
 
 /// The checkpoints of a model, read one at a time.
@@ -77,6 +174,26 @@ struct Stored<'a> {
     wanted: &'a [pb::Checkpoint],
     steps: Vec<u64>,
     device: Device,
+}
+
+impl<'a> Stored<'a> {
+    fn new(outlet: &'a Outlet, wanted: &'a [pb::Checkpoint], device: Device) -> Self {
+        let steps = wanted.iter().map(|checkpoint| checkpoint.step).collect();
+        Self { outlet, wanted, steps, device }
+    }
+}
+
+/// The checkpoints of several models.
+struct StoredCohort<'a>(Vec<Stored<'a>>);
+
+impl CohortCheckpoints for StoredCohort<'_> {
+    fn steps(&self, member: usize) -> &[u64] {
+        &self.0[member].steps
+    }
+
+    fn load(&mut self, member: usize, step: u64) -> sweep_lab::Result<Checkpoint> {
+        self.0[member].load(step)
+    }
 }
 
 impl Checkpoints for Stored<'_> {
@@ -95,19 +212,32 @@ impl Checkpoints for Stored<'_> {
     }
 }
 
-/// One metric of one model, all steps.
-async fn series(outlet: &Outlet, sweep: &str, metric: &str, model: u32) -> Result<Series, Status> {
+/// One metric of the wanted models, all steps.
+async fn series(
+    outlet: &Outlet,
+    sweep: &str,
+    metric: &str,
+    wanted: impl Fn(&pb::Series) -> bool,
+) -> Result<BTreeMap<(u32, String), MemberSeries>, Status> {
     let request = pb::QueryRequest {
         sweep: sweep.to_owned(),
         metric: metric.to_owned(),
         ..Default::default()
     };
     let mut stream = outlet.session.metrics().query(request).await?.into_inner();
-    let mut series = Series::default();
-    while let Some(part) = stream.message().await? {
-        if part.model_index != model {
+    let mut all: BTreeMap<(u32, String), MemberSeries> = BTreeMap::new();
+    while let Some(mut part) = stream.message().await? {
+        if !wanted(&part) {
             continue;
         }
+        if !part.partner.is_empty() && !part.axes.is_empty() {
+            // It only names the second checkpoint, which tells the series apart already.
+            part.axes.remove(0);
+        }
+        let partner = Some(part.partner.clone()).filter(|partner| !partner.is_empty());
+        let MemberSeries { series, .. } = all
+            .entry((part.model_index, part.partner.clone()))
+            .or_insert_with(|| MemberSeries { member: 0, partner, series: Series::default() });
         let shape: Vec<usize> = part.axes.iter().map(|axis| axis.size as usize).collect();
         let labels = |axis: &pb::Axis| (!axis.labels.is_empty()).then(|| axis.labels.clone());
         let labels: Vec<_> = part.axes.iter().map(labels).collect();
@@ -119,6 +249,8 @@ async fn series(outlet: &Outlet, sweep: &str, metric: &str, model: u32) -> Resul
         series.axes = part.axes.into_iter().map(|axis| axis.name).collect();
         series.unit = part.unit;
     }
-    series.points.sort_by_key(|point| point.0);
-    Ok(series)
+    for found in all.values_mut() {
+        found.series.points.sort_by_key(|point| point.0);
+    }
+    Ok(all)
 }

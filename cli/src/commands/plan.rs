@@ -5,7 +5,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use sweep_proto::{
     catalog, pb,
-    spec::{ModelSource, ModelSpec, Problem, Segment, SweepSpec, expand},
+    spec::{ExperimentSpec, Models, Problem, Segment, SweepSpec},
 };
 
 use crate::{
@@ -73,12 +73,22 @@ fn to_table(plan: &pb::PlanResponse) -> comfy_table::Table {
     };
     row("train or import", plan.train);
     row("analyse", plan.analyse);
+    if plan.compare > 0 {
+        row("compare", plan.compare);
+    }
     row("trajectory", plan.trajectory);
-    row("all tasks", plan.train + plan.analyse + plan.trajectory);
+    row("all tasks", tasks(plan));
     row("done already", plan.done);
     row("models", plan.models);
     row("checkpoints", plan.checkpoints);
     table
+}
+
+/// All tasks of a plan.
+fn tasks(plan: &pb::PlanResponse) -> u64 {
+    [plan.train, plan.analyse, plan.compare, plan.trajectory]
+        .into_iter()
+        .fold(0, u64::saturating_add)
 }
 
 /// The JSON form of a plan.
@@ -86,9 +96,10 @@ pub(super) fn to_json(plan: &pb::PlanResponse) -> Value {
     json!({
         "sweep": plan.sweep,
         "exists": plan.exists,
-        "tasks": plan.train + plan.analyse + plan.trajectory,
+        "tasks": tasks(plan),
         "train": plan.train,
         "analyse": plan.analyse,
+        "compare": plan.compare,
         "trajectory": plan.trajectory,
         "done": plan.done,
         "models": plan.models,
@@ -97,71 +108,28 @@ pub(super) fn to_json(plan: &pb::PlanResponse) -> Value {
     })
 }
 
-/// Tasks of one entry of `models:`.
-struct EntrySize {
-    models: u64,
-    train: u64,
-    checkpoints: u64,
-}
-
-fn entry_size(model: &ModelSpec, known: &pb::Catalog) -> EntrySize {
-    let ModelSource::Train { recipe, params, seeds } = &model.source else {
-        let found = model.import.found.as_ref();
-        let steps = found.and_then(|found| found.select(model.checkpoints.as_ref()).ok());
-        let checkpoints = steps.map_or(0, |steps| steps.len() as u64);
-        return EntrySize { models: 1, train: 1, checkpoints };
-    };
-    let Some(recipe) = catalog::recipe(known, recipe) else {
-        return EntrySize { models: 0, train: 0, checkpoints: 0 };
-    };
-    let axes = expand::axes(recipe, params);
-    let models = expand::grid_size(&axes).saturating_mul(seeds.len() as u64);
-    // Only the number of steps decides how many checkpoints a point of the grid has, so that the
-    // grid itself, which may be huge, is never walked.
-    let steps: Vec<(String, Vec<Value>)> =
-        axes.into_iter().filter(|(name, _)| name == "steps").collect();
-    let points = expand::grid_size(&steps).max(1);
-    let per_point: u64 = (0..points)
-        .map(|index| {
-            let point = expand::point(params, &steps, index);
-            let total = expand::total_steps(recipe, &point);
-            expand::training_steps(model.checkpoints.as_ref(), total).len() as u64
-        })
-        .fold(0, u64::saturating_add);
-    let checkpoints = per_point.saturating_mul(models / points);
-    EntrySize { models, train: models, checkpoints }
-}
-
-/// The plan of a sweep that nobody has seen yet.
+/// The plan of a sweep that nobody has seen yet; it was checked before.
 pub(super) fn without_coordinator(spec: &SweepSpec, known: &pb::Catalog) -> pb::PlanResponse {
     let mut plan = pb::PlanResponse { sweep: spec.id(), ..Default::default() };
-    for model in &spec.models {
-        let size = entry_size(model, known);
-        plan.models = plan.models.saturating_add(size.models);
-        plan.train = plan.train.saturating_add(size.train);
-        plan.checkpoints = plan.checkpoints.saturating_add(size.checkpoints);
-        let free = LABELS_MAX - plan.model_labels.len();
-        plan.model_labels.extend(labels(model, known, free));
-    }
+    let Ok(models) = Models::new(spec, known) else { return plan };
+    plan.models = u64::from(models.len());
+    plan.train = plan.models;
+    plan.checkpoints = models.n_checkpoints();
+    plan.model_labels =
+        (0..models.len()).take(LABELS_MAX).map(|model| models.label(model)).collect();
     plan.analyse = plan.checkpoints.saturating_mul(spec.experiments.len() as u64);
-    plan.trajectory = plan.models.saturating_mul(spec.trajectory.len() as u64);
-    plan
-}
-
-fn labels(model: &ModelSpec, known: &pb::Catalog, most: usize) -> Vec<String> {
-    let ModelSource::Train { recipe, params, seeds } = &model.source else {
-        return vec![expand::import_label(model)];
+    let pairs = spec.compare.iter().filter_map(|compare| compare.pairs.resolve(&models).ok());
+    plan.compare = pairs.map(|pairs| pairs.count(&models)).fold(0, u64::saturating_add);
+    let groups = |experiment: &ExperimentSpec| {
+        let scope = catalog::experiment(known, &experiment.name).map(|known| known.scope.as_str());
+        match scope {
+            Some("sweep") => 1,
+            Some("entry") => models.entries().len() as u64,
+            _ => plan.models,
+        }
     };
-    let Some(recipe) = catalog::recipe(known, recipe) else { return Vec::new() };
-    let axes = expand::axes(recipe, params);
-    (0..expand::grid_size(&axes))
-        .flat_map(|index| {
-            let point = expand::point(params, &axes, index);
-            let label = |seed: &u64| expand::model_label(model, &axes, &point, *seed);
-            seeds.iter().map(label).collect::<Vec<_>>()
-        })
-        .take(most)
-        .collect()
+    plan.trajectory = spec.trajectory.iter().map(groups).fold(0, u64::saturating_add);
+    plan
 }
 
 /// Refuses a sweep with more than `max_tasks` tasks; points at the entry that makes most of them.
@@ -171,17 +139,20 @@ pub(super) fn check_size(
     known: &pb::Catalog,
     max_tasks: Option<u64>,
 ) -> Result<()> {
-    let plan = without_coordinator(spec, known);
-    let total = plan.train.saturating_add(plan.analyse).saturating_add(plan.trajectory);
-    let Some(max) = max_tasks.filter(|max| total > *max) else { return Ok(()) };
+    let Some(max) = max_tasks else { return Ok(()) };
+    let total = tasks(&without_coordinator(spec, known));
+    if total <= max {
+        return Ok(());
+    }
     let per_checkpoint = spec.experiments.len() as u64;
-    let tasks = |model: &ModelSpec| {
-        let size = entry_size(model, known);
-        size.train.saturating_add(size.checkpoints.saturating_mul(per_checkpoint))
-    };
-    let largest = (0..spec.models.len()).max_by_key(|index| tasks(&spec.models[*index]));
+    let models = Models::new(spec, known).ok();
+    let largest = models.iter().flat_map(Models::entries).max_by_key(|entry| {
+        let analyses = entry.n_checkpoints().saturating_mul(per_checkpoint);
+        analyses.saturating_add(entry.models().len() as u64)
+    });
+    let largest = largest.map_or(0, sweep_proto::spec::Entry::index);
     let problem = Problem {
-        path: vec![Segment::Key("models".to_owned()), Segment::Index(largest.unwrap_or(0))],
+        path: vec![Segment::Key("models".to_owned()), Segment::Index(largest)],
         at_key: false,
         message: format!(
             "the sweep has {} tasks, more than --max-tasks {max}",

@@ -164,7 +164,7 @@ fn declared(spec: &str, known: &pb::Catalog) -> Vec<String> {
             add(&recipe.name, &recipe.metrics);
         }
     }
-    for experiment in spec.experiments.iter().chain(&spec.compare).chain(&spec.trajectory) {
+    for experiment in spec.all_experiments() {
         if let Some(experiment) = catalog::experiment(known, &experiment.name) {
             add(&experiment.name, &experiment.metrics);
         }

@@ -115,11 +115,15 @@ pub(super) fn counts_table(status: &pb::SweepStatus) -> Table {
     let rows = [
         (source_word(status), &status.train),
         ("analyse", &status.analyse),
+        ("compare", &status.compare),
         ("trajectory", &status.trajectory),
         ("all", &status.total),
     ];
     for (kind, counts) in rows {
         let counts = counts.unwrap_or_default();
+        if kind == "compare" && counts.total == 0 {
+            continue;
+        }
         let numbers = [
             counts.total,
             counts.done,
@@ -183,6 +187,7 @@ pub(super) fn to_json(status: &pb::SweepStatus) -> Value {
         "total": counts_json(status.total.as_ref()),
         "train": counts_json(status.train.as_ref()),
         "analyse": counts_json(status.analyse.as_ref()),
+        "compare": counts_json(status.compare.as_ref()),
         "trajectory": counts_json(status.trajectory.as_ref()),
         "submitted_at": format::timestamp(status.submitted_at),
         "ended_at": format::timestamp(status.ended_at),

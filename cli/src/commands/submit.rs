@@ -79,7 +79,7 @@ pub(super) async fn submit(
         pb::SubmitRequest { spec: spec.to_json().to_string(), max_tasks: max_tasks.unwrap_or(0) };
     let answer = connection.sweeps().submit(request).await?.into_inner();
     let plan = answer.plan.clone().unwrap_or_default();
-    let total = plan.train + plan.analyse + plan.trajectory;
+    let total = plan.train + plan.analyse + plan.compare + plan.trajectory;
     let what = if answer.created {
         format!(
             "submitted {}: {} on {}",

@@ -51,6 +51,7 @@ fn awkward() -> pb::Series {
         }),
         steps: vec![100, 200],
         values: AWKWARD.to_vec(),
+        partner: String::new(),
     }
 }
 

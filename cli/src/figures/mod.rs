@@ -30,6 +30,8 @@ pub enum FigureKind {
     Scatter,
     /// Colours over one or two axes.
     HeatMap,
+    /// Colours over first and second models.
+    Pairs,
 }
 
 /// What to draw.
@@ -64,6 +66,7 @@ pub fn of_sweep(spec: &SweepSpec, known: &pb::Catalog) -> Vec<FigureSpec> {
                 kind: match figure.kind.as_str() {
                     "scatter" => FigureKind::Scatter,
                     "heat-map" => FigureKind::HeatMap,
+                    "pairs" => FigureKind::Pairs,
                     _ => FigureKind::Lines,
                 },
                 metrics: figure.metrics.iter().map(|name| format!("{owner}.{name}")).collect(),
@@ -79,7 +82,7 @@ pub fn of_sweep(spec: &SweepSpec, known: &pb::Catalog) -> Vec<FigureSpec> {
             add(&recipe.name, &recipe.figures);
         }
     }
-    for experiment in spec.experiments.iter().chain(&spec.compare).chain(&spec.trajectory) {
+    for experiment in spec.all_experiments() {
         if let Some(experiment) = catalog::experiment(known, &experiment.name) {
             add(&experiment.name, &experiment.figures);
         }
@@ -95,6 +98,7 @@ pub fn of_metrics(curves: &[Curve], log_x: bool, log_y: bool) -> Vec<FigureSpec>
     let kind = |name: &str| {
         let curve = curves.iter().find(|curve| curve.series.metric == name);
         match curve {
+            Some(curve) if between_models(curves.iter(), &curve.series.metric) => FigureKind::Pairs,
             Some(curve) if curve.block > 1 && is_components(curve) => FigureKind::Scatter,
             Some(curve)
                 if curve.block > LINES_MAX || curve.series.axes.len() > 1 && curve.block > 1 =>
@@ -120,6 +124,15 @@ pub fn of_metrics(curves: &[Curve], log_x: bool, log_y: bool) -> Vec<FigureSpec>
     }
     figures.extend(others.into_iter().map(|name| figure(kind(name), vec![name])));
     figures
+}
+
+/// Whether a metric compares models with each other, and more than two of them.
+fn between_models<'a>(curves: impl Iterator<Item = &'a Curve>, metric: &str) -> bool {
+    let of_metric = curves.filter(|curve| curve.series.metric == metric);
+    let between = of_metric.filter(|curve| {
+        !curve.series.partner.is_empty() && curve.series.partner != curve.series.model
+    });
+    between.count() > 1
 }
 
 fn is_components(curve: &Curve) -> bool {
@@ -166,10 +179,19 @@ pub fn draw(spec: &FigureSpec, curves: &[Curve], description: &str) -> Option<Fi
     }
     let names = Names::of(&chosen);
     let mut figure = match spec.kind {
-        FigureKind::Lines if chosen.iter().all(|curve| curve.block > LINES_MAX) => {
+        FigureKind::Pairs
+            if chosen
+                .iter()
+                .any(|curve| between_models(chosen.iter().copied(), &curve.series.metric)) =>
+        {
+            maps::pairs(spec, &chosen, &names)
+        }
+        FigureKind::Lines | FigureKind::Pairs
+            if chosen.iter().all(|curve| curve.block > LINES_MAX) =>
+        {
             maps::heat_maps(spec, &chosen, &names)
         }
-        FigureKind::Lines => lines::lines(spec, &chosen, &names),
+        FigureKind::Lines | FigureKind::Pairs => lines::lines(spec, &chosen, &names),
         FigureKind::Scatter => maps::paths(spec, &chosen, &names),
         FigureKind::HeatMap if chosen.iter().all(|curve| curve.block == 1) => {
             lines::lines(spec, &chosen, &names)
@@ -201,8 +223,11 @@ struct Names {
 
 impl Names {
     fn of(curves: &[&Curve]) -> Self {
-        let mut models: Vec<&str> =
-            curves.iter().map(|curve| curve.series.model.as_str()).collect();
+        let mut models: Vec<&str> = Vec::new();
+        for curve in curves {
+            models.extend([curve.series.model.as_str(), curve.series.partner.as_str()]);
+        }
+        models.retain(|name| !name.is_empty());
         models.sort_unstable();
         models.dedup();
         let with_params = curves.iter().any(|a| {
@@ -215,8 +240,18 @@ impl Names {
         Self { prefix: common_prefix(&models), with_params }
     }
 
+    /// The model, or both models of a pair.
     fn model(&self, curve: &Curve) -> String {
-        let short = curve.series.model.get(self.prefix..).unwrap_or(&curve.series.model);
+        let pb::Series { model, partner, .. } = &curve.series;
+        if partner.is_empty() || partner == model {
+            self.short(model)
+        } else {
+            format!("{} to {}", self.short(model), self.short(partner))
+        }
+    }
+
+    fn short(&self, name: &str) -> String {
+        let short = name.get(self.prefix..).unwrap_or(name);
         match short.strip_prefix("seed") {
             Some(seed) if !seed.is_empty() && seed.bytes().all(|b| b.is_ascii_digit()) => {
                 format!("seed {seed}")

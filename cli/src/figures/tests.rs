@@ -28,6 +28,7 @@ fn curve(metric: &str, unit: &str, model: u32, axes: Vec<pb::Axis>, values: Vec<
         steps: steps()[..values.len() / block].to_vec(),
         values,
         task: None,
+        partner: String::new(),
     };
     Curve { series, block }
 }

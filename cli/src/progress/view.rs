@@ -71,6 +71,7 @@ fn kinds(status: &pb::SweepStatus) -> Vec<(&'static str, pb::Counts)> {
     [
         (source_word(status), counts(status.train)),
         ("analyse", counts(status.analyse)),
+        ("compare", counts(status.compare)),
         ("trajectory", counts(status.trajectory)),
     ]
     .into_iter()

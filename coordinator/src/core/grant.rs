@@ -9,13 +9,16 @@ use std::time::Duration;
 use sweep_proto::{
     id::{Attempt, TaskKey, TaskKind},
     pb,
+    spec::CheckpointRef,
 };
 
 use super::{
     event::{Answer, Effect, Fact, Refusal, RequestId, Wish},
     lease::{Lease, LeasedTask},
     machine::{Core, MAX_LEASES, MAX_WAITING, Out, Waiter},
-    model::Model,
+    model::{Cell, Model},
+    plan::{Pinned, Plan},
+    retry::truncate,
     sweep::Sweep,
     time::Now,
     workers::Worker,
@@ -132,11 +135,15 @@ impl Core {
 
 /// The tasks of the next lease of a sweep for a worker.
 fn next_bundle(sweep: &mut Sweep, worker: &Worker, wish: &Wish) -> Option<Vec<TaskKey>> {
-    let offers = |list: &[super::plan::Pinned]| -> Vec<bool> {
+    let offers = |list: &[Pinned]| -> Vec<bool> {
         list.iter().map(|pinned| worker.offers(&pinned.name, pinned.version)).collect()
     };
     let offered = offers(sweep.plan.experiments());
     if let Some(tasks) = sweep.next_analyses(&offered, &wish.resident) {
+        return Some(tasks);
+    }
+    let offered = offers(sweep.plan.compare());
+    if let Some(tasks) = sweep.next_comparisons(&offered, &wish.resident) {
         return Some(tasks);
     }
     let offered = offers(sweep.plan.trajectory());
@@ -167,6 +174,7 @@ fn work(sweep: &Sweep, tasks: &[TaskKey]) -> Option<pb::lease::Work> {
             analyse(sweep, first.model, step, tasks).map(pb::lease::Work::Analyse)
         }
         TaskKind::Trajectory { .. } => trajectory(sweep, *first).map(pb::lease::Work::Trajectory),
+        TaskKind::Compare { .. } => compare(sweep, tasks).map(pb::lease::Work::Compare),
     }
 }
 
@@ -210,7 +218,17 @@ fn analyse(sweep: &Sweep, model: u32, step: u64, tasks: &[TaskKey]) -> Option<pb
     let of = |found: Option<(&u64, &super::model::Published)>| {
         found.map(|(_, published)| published.checkpoint.clone())
     };
-    let tasks = tasks.iter().filter_map(|task| {
+    Some(pb::AnalyseWork {
+        model: plan.model_label(model),
+        checkpoint: Some(published.get(&step)?.checkpoint.clone()),
+        init: of(published.first_key_value()),
+        previous: of(published.range(..step).next_back()),
+        tasks: analyse_tasks(plan, tasks),
+    })
+}
+
+fn analyse_tasks(plan: &Plan, tasks: &[TaskKey]) -> Vec<pb::AnalyseTask> {
+    let task = |task: &TaskKey| {
         let experiment = plan.experiment(task.kind)?;
         Some(pb::AnalyseTask {
             task: Some(task.to_pb(plan.id())),
@@ -218,30 +236,78 @@ fn analyse(sweep: &Sweep, model: u32, step: u64, tasks: &[TaskKey]) -> Option<pb
             version: experiment.version,
             params: experiment.params.clone(),
         })
-    });
-    Some(pb::AnalyseWork {
-        model: plan.model_label(model),
-        checkpoint: Some(published.get(&step)?.checkpoint.clone()),
-        init: of(published.first_key_value()),
-        previous: of(published.range(..step).next_back()),
-        tasks: tasks.collect(),
+    };
+    tasks.iter().filter_map(task).collect()
+}
+
+fn compare(sweep: &Sweep, tasks: &[TaskKey]) -> Option<pb::CompareWork> {
+    let plan = &sweep.plan;
+    let (first, second) = sweep.couple_key(*tasks.first()?)?;
+    let checkpoint = |at: CheckpointRef| {
+        let published = sweep.models.get(&at.model)?.published.get(&at.step)?;
+        Some(published.checkpoint.clone())
+    };
+    Some(pb::CompareWork {
+        first_model: plan.model_label(first.model),
+        first: Some(checkpoint(first)?),
+        second_model: plan.model_label(second.model),
+        second: Some(checkpoint(second)?),
+        tasks: analyse_tasks(plan, tasks),
     })
 }
 
 fn trajectory(sweep: &Sweep, task: TaskKey) -> Option<pb::TrajectoryWork> {
     let plan = &sweep.plan;
     let experiment = plan.experiment(task.kind)?;
-    let checkpoints = |model: &Model| -> Vec<pb::Checkpoint> {
-        model.published.values().map(|published| published.checkpoint.clone()).collect()
-    };
-    Some(pb::TrajectoryWork {
+    let TaskKind::Trajectory { index } = task.kind else { return None };
+    let mut work = pb::TrajectoryWork {
         task: Some(task.to_pb(plan.id())),
-        model: plan.model_label(task.model),
+        model: plan.subject(task),
         model_index: task.model,
         experiment: experiment.name.clone(),
         version: experiment.version,
         params: experiment.params.clone(),
-        checkpoints: checkpoints(sweep.models.get(&task.model)?),
+        ..Default::default()
+    };
+    if sweep.is_joint(index) {
+        let members = plan.members(task.model, index)?;
+        work.members = members.filter_map(|model| member(sweep, model, experiment)).collect();
+    } else {
+        work.checkpoints = checkpoints(sweep.models.get(&task.model)?);
+    }
+    Some(work)
+}
+
+fn checkpoints(model: &Model) -> Vec<pb::Checkpoint> {
+    model.published.values().map(|published| published.checkpoint.clone()).collect()
+}
+
+/// Bytes of a model's failure that its group is told.
+const MEMBER_FAILURE_BYTES: usize = 300;
+
+fn member(sweep: &Sweep, index: u32, experiment: &Pinned) -> Option<pb::Member> {
+    let plan = &sweep.plan;
+    let model = plan.model(index)?;
+    let known = sweep.models.get(&index);
+    let failed = known.is_some_and(|known| matches!(known.train, Cell::Failed(_)));
+    let failure = || {
+        let task = TaskKey { model: index, kind: TaskKind::Source };
+        let last = sweep.trouble.get(&task).and_then(|trouble| trouble.failures.back());
+        let message = last.map(|(_, failure)| truncate(&failure.message, MEMBER_FAILURE_BYTES));
+        message.filter(|text| !text.is_empty()).unwrap_or_else(|| "its training failed".to_owned())
+    };
+    let trained = model.entry.import().is_none();
+    Some(pb::Member {
+        model_index: index,
+        model: plan.model_label(index),
+        seed: model.seed,
+        recipe: if trained { model.entry.recipe().name.clone() } else { String::new() },
+        params: if trained { model.params() } else { String::new() },
+        failure: if failed { failure() } else { String::new() },
+        checkpoints: known
+            .filter(|_| experiment.reads_checkpoints)
+            .map_or_else(Vec::new, checkpoints),
+        axes: model.entry.axes().map(str::to_owned).collect(),
     })
 }
 

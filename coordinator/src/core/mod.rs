@@ -2,16 +2,17 @@
 //!
 //! # Layout
 //! - [`machine`]: [`Core`] and the dispatch of events; [`event`]: events and effects.
-//! - [`plan`]: the axes of a sweep; [`label`]: names.
-//! - [`sweep`], [`model`], [`queue`]: one sweep: transitions of tasks, counters, what is ready.
+//! - [`plan`]: the axes of a sweep.
+//! - [`sweep`], [`model`], [`couples`], [`groups`], [`queue`]: one sweep: transitions of tasks, counters, what is ready.
 //! - [`grant`]: who gets what; [`report`]: heartbeats, records, fencing; [`lease`], [`workers`].
 //! - [`retry`]: what failures cost; [`restore`]: from what was kept to a core; [`status`]: views.
 //!
 //! No I/O, clock, randomness or async in here; the store and the network do not exist.
 
+pub mod couples;
 pub mod event;
 pub mod grant;
-pub mod label;
+pub mod groups;
 pub mod lease;
 pub mod machine;
 pub mod model;

@@ -72,7 +72,8 @@ pub struct Model {
     pub resume: Option<(Attempt, pb::TrainerState)>,
     /// Published checkpoints by step.
     pub published: BTreeMap<u64, Published>,
-    /// One cell per trajectory experiment; empty until the training is done.
+    /// One cell per trajectory experiment (those over several models use none); empty until the training
+    /// is done.
     pub trajectory: Vec<Cell>,
     /// Analyses that are not at an end, those of unpublished checkpoints included.
     pub open_analyses: u64,
@@ -114,6 +115,11 @@ impl Model {
     /// The step that the training would go on from.
     pub fn resume_step(&self) -> Option<u64> {
         self.resume.as_ref().map(|(_, state)| state.step)
+    }
+
+    /// Whether nothing of it is to come: neither checkpoints nor analyses.
+    pub fn has_ended(&self) -> bool {
+        self.train.is_terminal() && self.open_analyses == 0
     }
 
     /// Whether trajectory tasks have everything that they will ever get.

@@ -1,26 +1,24 @@
 //! The axes of a sweep and the arithmetic on them. Main type: [`Plan`].
 //!
-//! A sweep is a product, not a table: a plan holds its axes (grid values, seeds, checkpoint steps,
-//! experiments) and computes from an index which model, parameters, label or task it means. Its
+//! A sweep is a product, not a table: a plan holds its axes (models, checkpoint steps, experiments,
+//! pairings) and computes from an index which model, parameters, label or task it means. Its
 //! size depends on what was written in the sweep file, never on the number of tasks.
 //!
 //! Experiment and recipe versions are pinned here, at submission: a plan is rebuilt after a
 //! restart from the sweep file and the pinned part of the catalogue, and is equal to the first one.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, ops::Range};
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use sweep_proto::{
     catalog,
     id::{TaskKey, TaskKind},
     pb,
-    spec::{CheckpointSelection, ModelSource, ModelSpec, SweepSpec, canonical, expand},
+    spec::{
+        CheckpointRef, CompareSpec, ExperimentSpec, ModelRef, ModelSource, Models, Pairing,
+        SweepSpec, canonical, expand, label,
+    },
 };
-
-use super::label;
-
-/// Checkpoints of one training; a schedule is held in memory and sent with every lease.
-pub const MAX_CHECKPOINTS: u64 = 1_000_000;
 
 /// A sweep with everything that its tasks mean.
 #[derive(Debug)]
@@ -29,8 +27,10 @@ pub struct Plan {
     spec: SweepSpec,
     document: String,
     pinned: pb::Catalog,
-    entries: Vec<Entry>,
+    models: Models,
     experiments: Vec<Pinned>,
+    compare: Vec<Pinned>,
+    pairings: Vec<Pairing>,
     trajectory: Vec<Pinned>,
     totals: Totals,
 }
@@ -42,7 +42,9 @@ pub struct Totals {
     pub train: u64,
     /// Experiments on checkpoints.
     pub analyse: u64,
-    /// Reductions over the checkpoints of a model.
+    /// Experiments on pairs of checkpoints.
+    pub compare: u64,
+    /// Reductions over the checkpoints of a model, or over several models.
     pub trajectory: u64,
     /// Checkpoints that the trainings publish.
     pub checkpoints: u64,
@@ -51,8 +53,20 @@ pub struct Totals {
 impl Totals {
     /// All tasks.
     pub fn tasks(self) -> u64 {
-        self.train.saturating_add(self.analyse).saturating_add(self.trajectory)
+        let kinds = [self.train, self.analyse, self.compare, self.trajectory];
+        kinds.into_iter().fold(0, u64::saturating_add)
     }
+}
+
+/// Which models a trajectory experiment looks at in one task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// A single one.
+    Model,
+    /// All of one entry of `models:`.
+    Entry,
+    /// All of the sweep.
+    Sweep,
 }
 
 /// An experiment as it was resolved at submission.
@@ -70,54 +84,17 @@ pub struct Pinned {
     pub label: String,
     /// The same as a folder name: `name-k=v`.
     pub folder: String,
+    /// Which models one task looks at.
+    pub scope: Scope,
+    /// Whether it reads checkpoints, if it looks at several models.
+    pub reads_checkpoints: bool,
 }
 
-/// Word for the task that makes published checkpoints known.
-pub const IMPORT: &str = "import";
+/// Checkpoints that a task on several models may be sent with its lease: some 15 MB.
+const MAX_JOINT_CHECKPOINTS: u64 = 50_000;
 
-/// What a worker needs to find the checkpoints of an imported model.
-#[derive(Debug)]
-pub struct Import {
-    /// Template of the locations.
-    pub at: String,
-    /// Selected checkpoints, by rising step.
-    pub checkpoints: Vec<pb::Found>,
-    /// How they are read.
-    pub options: pb::ImportOptions,
-}
-
-/// One entry of `models:`: grid points × seeds, models numbered from `first_model`; or a single
-/// imported model, which has neither.
-#[derive(Debug)]
-pub struct Entry {
-    first_model: u32,
-    index: usize,
-    /// What trains them; without parameters and metrics for an imported model.
-    recipe: pb::Recipe,
-    /// Locations of an imported model's checkpoints.
-    import: Option<Import>,
-    params: Map<String, Value>,
-    /// `params` with nothing in the place of grid axes: what a grid point is made from. Long axes
-    /// are not copied for every lease.
-    base: Map<String, Value>,
-    axes: Vec<(String, Vec<Value>)>,
-    label_axes: Vec<(String, Vec<Value>)>,
-    seeds: Vec<u64>,
-    points: u64,
-    /// Checkpoint steps, one list per value of the `steps` axis (a single one without that axis).
-    schedules: Vec<Arc<[u64]>>,
-}
-
-/// A model by what it is: entry, grid point, seed.
-#[derive(Debug, Clone, Copy)]
-pub struct ModelRef<'p> {
-    /// The entry that it comes from.
-    pub entry: &'p Entry,
-    /// Index of the grid point.
-    pub point: u64,
-    /// Random seed; none for a model that this system did not train.
-    pub seed: Option<u64>,
-}
+/// Models that a task on several models may be sent with its lease.
+const MAX_MEMBERS: u64 = 20_000;
 
 impl Plan {
     /// Decodes and checks a sweep file and pins what it names.
@@ -139,9 +116,6 @@ impl Plan {
             return Err(vec![too_large(models, "models", max_tasks)]);
         }
         spec.check(document, known).map_err(lines)?;
-        if !spec.compare.is_empty() {
-            return Err(vec!["compare: pairs of checkpoints are not supported yet".to_owned()]);
-        }
         let pinned = pin(&spec, known);
         let plan = Self::new(spec, pinned)?;
         let tasks = plan.totals.tasks();
@@ -157,28 +131,41 @@ impl Plan {
     /// When `pinned` lacks something, or a list would be too large to hold.
     pub fn new(mut spec: SweepSpec, pinned: pb::Catalog) -> Result<Self, Vec<String>> {
         sort_keys(&mut spec);
-        let mut entries: Vec<Entry> = Vec::new();
-        let mut first_model = 0u64;
-        for (index, model) in spec.models.iter().enumerate() {
-            let entry = Entry::new(index, model, &pinned, first_model)?;
-            first_model += entry.points.saturating_mul(entry.seeds.len() as u64);
-            if first_model > u64::from(u32::MAX) {
-                return Err(vec![too_large(first_model, "models", u64::from(u32::MAX))]);
-            }
-            entries.push(entry);
-        }
-        label::distinguish(&mut entries, &spec.models);
+        let models = Models::new(&spec, &pinned)?;
         let experiments = pin_experiments(&spec.experiments, &pinned)?;
         let trajectory = pin_experiments(&spec.trajectory, &pinned)?;
-        let checkpoints = entries.iter().fold(0, |n: u64, e| n.saturating_add(e.n_checkpoints()));
+        let compare = pin_comparisons(&spec.compare, &pinned)?;
+        let pairings = pairings(&spec.compare, &models)?;
+        for experiment in &trajectory {
+            check_members(experiment, &models)?;
+        }
+        let checkpoints = models.n_checkpoints();
+        let groups = |experiment: &Pinned| match experiment.scope {
+            Scope::Model => u64::from(models.len()),
+            Scope::Entry => models.entries().len() as u64,
+            Scope::Sweep => 1,
+        };
+        let sum = |counts: &mut dyn Iterator<Item = u64>| counts.fold(0, u64::saturating_add);
         let totals = Totals {
-            train: first_model,
+            train: u64::from(models.len()),
             analyse: checkpoints.saturating_mul(experiments.len() as u64),
-            trajectory: first_model.saturating_mul(trajectory.len() as u64),
+            compare: sum(&mut pairings.iter().map(|pairing| pairing.count(&models))),
+            trajectory: sum(&mut trajectory.iter().map(groups)),
             checkpoints,
         };
-        let document = spec.to_json().to_string();
-        Ok(Self { id: spec.id(), spec, document, pinned, entries, experiments, trajectory, totals })
+        let (id, document) = (spec.id(), spec.to_json().to_string());
+        Ok(Self {
+            id,
+            spec,
+            document,
+            pinned,
+            models,
+            experiments,
+            compare,
+            pairings,
+            trajectory,
+            totals,
+        })
     }
 
     /// `<name>-<hash of the sweep file>`.
@@ -211,47 +198,93 @@ impl Plan {
         &self.experiments
     }
 
-    /// Per-model reductions.
+    /// Experiments on pairs.
+    pub fn compare(&self) -> &[Pinned] {
+        &self.compare
+    }
+
+    /// The pairs that each experiment of [`compare`](Self::compare) looks at.
+    pub fn pairings(&self) -> &[Pairing] {
+        &self.pairings
+    }
+
+    /// Reductions over a model or several.
     pub fn trajectory(&self) -> &[Pinned] {
         &self.trajectory
     }
 
+    /// The model axis.
+    pub fn models(&self) -> &Models {
+        &self.models
+    }
+
     /// Number of models.
     pub fn n_models(&self) -> u32 {
-        self.totals.train as u32
+        self.models.len()
     }
 
     /// The model with that index.
     pub fn model(&self, index: u32) -> Option<ModelRef<'_>> {
-        if index >= self.n_models() {
-            return None;
-        }
-        let after = self.entries.partition_point(|entry| entry.first_model <= index);
-        let entry = self.entries.get(after.checked_sub(1)?)?;
-        let local = u64::from(index - entry.first_model);
-        let seeds = entry.seeds.len() as u64;
-        let seed = entry.seeds[(local % seeds) as usize];
-        let seed = entry.import.is_none().then_some(seed);
-        Some(ModelRef { entry, point: local / seeds, seed })
+        self.models.get(index)
     }
 
     /// Indices of the models that differ from `index` in nothing but the seed, itself included.
-    pub fn siblings(&self, index: u32) -> std::ops::Range<u32> {
-        let Some(model) = self.model(index) else { return 0..0 };
-        let seeds = model.entry.seeds.len() as u32;
-        let first = model.entry.first_model + model.point as u32 * seeds;
-        first..first + seeds
+    pub fn siblings(&self, index: u32) -> Range<u32> {
+        self.models.siblings(index)
     }
 
     /// The first model of the entry after that of `index`.
     pub fn next_entry(&self, index: u32) -> u32 {
-        let after = self.entries.partition_point(|entry| entry.first_model <= index);
-        self.entries.get(after).map_or(self.n_models(), |entry| entry.first_model)
+        self.models.next_entry(index)
     }
 
     /// The steps at which model `index` publishes checkpoints, rising.
     pub fn steps(&self, index: u32) -> &[u64] {
-        self.model(index).map_or(&[], |model| model.steps())
+        self.models.steps(index)
+    }
+
+    /// The models that trajectory task `index` of `model` looks at; none where `model` has no such
+    /// task, because another model stands for its group.
+    pub fn members(&self, model: u32, index: u32) -> Option<Range<u32>> {
+        let scope = self.trajectory.get(index as usize)?.scope;
+        let entry = self.models.entries().get(self.models.entry_of(model)?)?;
+        let members = match scope {
+            Scope::Model => model..model + 1,
+            Scope::Entry => entry.models(),
+            Scope::Sweep => 0..self.models.len(),
+        };
+        (members.start == model).then_some(members)
+    }
+
+    /// The second checkpoint of a comparison.
+    pub fn partner(&self, task: TaskKey) -> Option<CheckpointRef> {
+        let TaskKind::Compare { step, experiment, pair } = task.kind else { return None };
+        let pairing = self.pairings.get(experiment as usize)?;
+        pairing.second(&self.models, CheckpointRef { model: task.model, step }, pair)
+    }
+
+    /// The first comparison of a model, or the one after `after`: step, experiment, pair.
+    pub fn next_comparison(&self, model: u32, after: Option<(u64, u32, u32)>) -> Option<TaskKind> {
+        let steps = self.models.steps(model);
+        let from = after.map_or(0, |(step, ..)| steps.partition_point(|other| *other < step));
+        let limits: Vec<u32> =
+            self.pairings.iter().map(|pairing| pairing.indices(&self.models, model)).collect();
+        for &step in &steps[from..] {
+            for (experiment, limit) in (0u32..).zip(&limits) {
+                let first = match after {
+                    Some((s, e, _)) if s == step && e > experiment => continue,
+                    Some((s, e, pair)) if s == step && e == experiment => pair + 1,
+                    _ => 0,
+                };
+                for pair in first..*limit {
+                    let kind = TaskKind::Compare { step, experiment, pair };
+                    if self.partner(TaskKey { model, kind }).is_some() {
+                        return Some(kind);
+                    }
+                }
+            }
+        }
+        None
     }
 
     /// Whether the sweep has that task.
@@ -265,7 +298,8 @@ impl Plan {
                 (experiment as usize) < self.experiments.len()
                     && self.steps(task.model).binary_search(&step).is_ok()
             }
-            TaskKind::Trajectory { index } => (index as usize) < self.trajectory.len(),
+            TaskKind::Trajectory { index } => self.members(task.model, index).is_some(),
+            TaskKind::Compare { .. } => self.partner(task).is_some(),
         }
     }
 
@@ -275,6 +309,7 @@ impl Plan {
             TaskKind::Source => None,
             TaskKind::Analyse { experiment, .. } => self.experiments.get(experiment as usize),
             TaskKind::Trajectory { index } => self.trajectory.get(index as usize),
+            TaskKind::Compare { experiment, .. } => self.compare.get(experiment as usize),
         }
     }
 
@@ -283,9 +318,9 @@ impl Plan {
     pub fn producer(&self, task: TaskKey) -> Option<&str> {
         match task.kind {
             TaskKind::Source => {
-                self.model(task.model).map(|model| model.entry.recipe.name.as_str())
+                self.model(task.model).map(|model| model.entry.recipe().name.as_str())
             }
-            TaskKind::Analyse { .. } | TaskKind::Trajectory { .. } => {
+            TaskKind::Analyse { .. } | TaskKind::Trajectory { .. } | TaskKind::Compare { .. } => {
                 self.experiment(task.kind).map(|pinned| pinned.name.as_str())
             }
         }
@@ -293,158 +328,53 @@ impl Plan {
 
     /// Label of a model: recipe, grid values, seed.
     pub fn model_label(&self, index: u32) -> String {
-        self.model(index).map_or_else(|| format!("m{index}"), |model| label::model(self, model))
+        self.models.label(index)
+    }
+
+    /// What a task is about: the label of a model, of an entry of `models:`, or `all`.
+    pub fn subject(&self, task: TaskKey) -> String {
+        match self.experiment(task.kind).map(|pinned| pinned.scope) {
+            Some(Scope::Sweep) => label::ALL.to_owned(),
+            Some(Scope::Entry) => {
+                let entry = self.models.get(task.model).map(|model| model.entry.label());
+                entry.unwrap_or_default()
+            }
+            Some(Scope::Model) | None => self.model_label(task.model),
+        }
+    }
+
+    /// The seed of what a task is about, if that is one trained model.
+    pub fn seed(&self, task: TaskKey) -> Option<u64> {
+        let scope = self.experiment(task.kind).map_or(Scope::Model, |pinned| pinned.scope);
+        self.model(task.model).filter(|_| scope == Scope::Model).and_then(|model| model.seed)
+    }
+
+    /// The second checkpoint of a comparison: `MODEL@STEP`.
+    pub fn partner_label(&self, task: TaskKey) -> Option<String> {
+        let partner = self.partner(task)?;
+        Some(format!("{}@{}", self.model_label(partner.model), partner.step))
     }
 
     /// What a model's first task does: `train` or `import`.
     pub fn source_word(&self, model: u32) -> &'static str {
-        let imported = self.model(model).is_some_and(|model| model.entry.import.is_some());
-        if imported { IMPORT } else { "train" }
+        let imported = self.model(model).is_some_and(|model| model.entry.import().is_some());
+        if imported { sweep_proto::spec::IMPORT } else { "train" }
     }
 
     /// Label of a task: `<model>/train`, `<model>/import`, `<model>/step100/<experiment>`,
-    /// `<model>/trajectory/<experiment>`.
+    /// `<model>/trajectory/<experiment>`, `<model>/step100/<experiment>/<second model>@100`.
     pub fn task_label(&self, task: TaskKey) -> String {
-        let model = self.model_label(task.model);
+        let model = self.subject(task);
         let name = self.experiment(task.kind).map_or("?", |pinned| pinned.label.as_str());
         match task.kind {
             TaskKind::Source => format!("{model}/{}", self.source_word(task.model)),
             TaskKind::Analyse { step, .. } => format!("{model}/step{step}/{name}"),
             TaskKind::Trajectory { .. } => format!("{model}/trajectory/{name}"),
+            TaskKind::Compare { step, .. } => {
+                let partner = self.partner_label(task).unwrap_or_default();
+                format!("{model}/step{step}/{name}/{partner}")
+            }
         }
-    }
-}
-
-impl Entry {
-    fn new(
-        index: usize,
-        model: &sweep_proto::spec::ModelSpec,
-        pinned: &pb::Catalog,
-        first_model: u64,
-    ) -> Result<Self, Vec<String>> {
-        let ModelSource::Train { recipe: name, params, seeds } = &model.source else {
-            return Self::imported(index, model, first_model);
-        };
-        let recipe = catalog::recipe(pinned, name)
-            .ok_or_else(|| vec![format!("models[{index}]: unknown recipe `{name}`")])?;
-        let axes = expand::axes(recipe, params);
-        let mut base = params.clone();
-        for (name, _) in &axes {
-            base.insert(name.clone(), Value::Null);
-        }
-        let schedules = schedules(recipe, params, &axes, model.checkpoints.as_ref())
-            .map_err(|problem| vec![format!("models[{index}].checkpoints: {problem}")])?;
-        Ok(Self {
-            first_model: u32::try_from(first_model).unwrap_or(u32::MAX),
-            index,
-            recipe: recipe.clone(),
-            import: None,
-            params: params.clone(),
-            base,
-            points: expand::grid_size(&axes),
-            label_axes: axes.clone(),
-            axes,
-            seeds: seeds.clone(),
-            schedules,
-        })
-    }
-
-    fn imported(index: usize, model: &ModelSpec, first_model: u64) -> Result<Self, Vec<String>> {
-        let listing = model.import.found.as_ref();
-        let listing = listing
-            .ok_or_else(|| vec![format!("models[{index}]: its checkpoints were not listed")])?;
-        let steps = listing
-            .select(model.checkpoints.as_ref())
-            .map_err(|problem| vec![format!("models[{index}].checkpoints: {problem}")])?;
-        if steps.len() as u64 > MAX_CHECKPOINTS {
-            return Err(vec![too_large(steps.len() as u64, "checkpoints", MAX_CHECKPOINTS)]);
-        }
-        let import = Import {
-            at: listing.at.clone(),
-            checkpoints: listing.wire(&steps),
-            options: model.import.options(),
-        };
-        Ok(Self {
-            first_model: u32::try_from(first_model).unwrap_or(u32::MAX),
-            index,
-            recipe: pb::Recipe { name: IMPORT.to_owned(), version: 1, ..Default::default() },
-            import: Some(import),
-            params: Map::new(),
-            base: Map::new(),
-            points: 1,
-            label_axes: Vec::new(),
-            axes: Vec::new(),
-            seeds: vec![0],
-            schedules: vec![steps.into()],
-        })
-    }
-
-    /// Where the model's checkpoints are, if this system did not train it.
-    pub fn import(&self) -> Option<&Import> {
-        self.import.as_ref()
-    }
-
-    /// The recipe that trains these models; [`IMPORT`] by name for an imported one.
-    pub fn recipe(&self) -> &pb::Recipe {
-        &self.recipe
-    }
-
-    /// Index in the sweep file's `models`.
-    pub fn index(&self) -> usize {
-        self.index
-    }
-
-    /// Seeds of each grid point.
-    pub fn seeds(&self) -> &[u64] {
-        &self.seeds
-    }
-
-    /// Parameters as written, axes included.
-    pub fn params(&self) -> &Map<String, Value> {
-        &self.params
-    }
-
-    /// Grid axes, and fixed parameters that tell this entry from others in labels.
-    pub fn label_axes(&self) -> &[(String, Vec<Value>)] {
-        &self.label_axes
-    }
-
-    /// Replaces what labels show.
-    pub(super) fn set_label_axes(&mut self, axes: Vec<(String, Vec<Value>)>) {
-        self.label_axes = axes;
-    }
-
-    fn schedule(&self, point: u64) -> &Arc<[u64]> {
-        // A point's index is a mixed-radix number, the last axis running fastest.
-        let at = self.axes.iter().position(|(name, _)| name == "steps");
-        let digit = at.map_or(0, |at| {
-            let stride = expand::grid_size(&self.axes[at + 1..]);
-            (point / stride) % self.axes[at].1.len() as u64
-        });
-        &self.schedules[digit as usize]
-    }
-
-    fn n_checkpoints(&self) -> u64 {
-        let per_value = self.points / self.schedules.len() as u64;
-        let steps = self.schedules.iter().fold(0u64, |n, s| n.saturating_add(s.len() as u64));
-        steps.saturating_mul(per_value).saturating_mul(self.seeds.len() as u64)
-    }
-}
-
-impl<'p> ModelRef<'p> {
-    /// Checkpoint steps, rising.
-    pub fn steps(self) -> &'p [u64] {
-        self.entry.schedule(self.point)
-    }
-
-    /// Parameters as written, each axis replaced by its value at this point.
-    pub fn written(self) -> Map<String, Value> {
-        expand::point(&self.entry.base, &self.entry.axes, self.point)
-    }
-
-    /// Parameters with every default filled in, as JSON.
-    pub fn params(self) -> String {
-        Value::Object(expand::with_defaults(&self.entry.recipe.params, &self.written())).to_string()
     }
 }
 
@@ -462,7 +392,8 @@ fn sort_keys(spec: &mut SweepSpec) {
             sort(params);
         }
     }
-    for experiment in spec.experiments.iter_mut().chain(&mut spec.trajectory) {
+    let compare = spec.compare.iter_mut().map(|compare| &mut compare.experiment);
+    for experiment in spec.experiments.iter_mut().chain(compare).chain(&mut spec.trajectory) {
         sort(&mut experiment.params);
     }
 }
@@ -489,7 +420,7 @@ fn too_large(count: u64, what: &str, limit: u64) -> String {
 /// The recipes and experiments that `spec` names.
 fn pin(spec: &SweepSpec, known: &pb::Catalog) -> pb::Catalog {
     let experiments: BTreeSet<&str> =
-        spec.experiments.iter().chain(&spec.trajectory).map(|e| e.name.as_str()).collect();
+        spec.all_experiments().map(|experiment| experiment.name.as_str()).collect();
     let recipes: BTreeSet<&str> = spec
         .models
         .iter()
@@ -507,67 +438,98 @@ fn pin(spec: &SweepSpec, known: &pb::Catalog) -> pb::Catalog {
 }
 
 fn pin_experiments(
-    list: &[sweep_proto::spec::ExperimentSpec],
+    list: &[ExperimentSpec],
     pinned: &pb::Catalog,
 ) -> Result<Vec<Pinned>, Vec<String>> {
-    let pin = |experiment: &sweep_proto::spec::ExperimentSpec| {
+    let pin = |experiment: &ExperimentSpec| {
         let name = &experiment.name;
-        let known = catalog::experiment(pinned, name)
-            .ok_or_else(|| vec![format!("unknown experiment `{name}`")])?;
         let repeated = list.iter().filter(|other| other.name == *name).count() > 1;
         let (label, folder) = label::experiment(name, &experiment.params, repeated);
-        let params = expand::with_defaults(&known.params, &experiment.params);
-        Ok(Pinned {
-            name: name.clone(),
-            version: known.version,
-            params: Value::Object(params).to_string(),
-            written: Value::Object(experiment.params.clone()).to_string(),
-            label,
-            folder,
-        })
+        pin_one(experiment, &experiment.params, (label, folder), pinned)
     };
     list.iter().map(pin).collect()
 }
 
-/// One list of checkpoint steps per value of the `steps` axis.
-fn schedules(
-    recipe: &pb::Recipe,
-    params: &Map<String, Value>,
-    axes: &[(String, Vec<Value>)],
-    selection: Option<&CheckpointSelection>,
-) -> Result<Vec<Arc<[u64]>>, String> {
-    let axis = axes.iter().find(|(name, _)| name == "steps");
-    let values: Vec<Value> = match axis {
-        Some((_, values)) => values.clone(),
-        None => params.get("steps").cloned().into_iter().collect(),
-    };
-    let points: Vec<Map<String, Value>> = if values.is_empty() {
-        vec![Map::new()]
-    } else {
-        values.into_iter().map(|v| Map::from_iter([("steps".to_owned(), v)])).collect()
-    };
-    let schedule = |point: &Map<String, Value>| {
-        let total = expand::total_steps(recipe, point);
-        let count = schedule_len(selection, total);
-        if count > MAX_CHECKPOINTS {
-            return Err(format!(
-                "{count} checkpoints of one training are more than the limit of {MAX_CHECKPOINTS}"
-            ));
+fn pin_comparisons(list: &[CompareSpec], pinned: &pb::Catalog) -> Result<Vec<Pinned>, Vec<String>> {
+    let pin = |(index, compare): (usize, &CompareSpec)| {
+        let name = &compare.experiment.name;
+        let repeated = list.iter().filter(|other| other.experiment.name == *name).count() > 1;
+        let written = compare.written();
+        let mut shown = written.clone();
+        if shown.get("pairs").is_some_and(Value::is_array) {
+            // A list is too long for a name; its place in the file tells it from others.
+            shown.insert("pairs".to_owned(), json!(format!("listed{index}")));
         }
-        let mut steps = expand::training_steps(selection, total);
-        steps.dedup();
-        Ok(steps.into())
+        let names = label::experiment(name, &shown, repeated);
+        pin_one(&compare.experiment, &written, names, pinned)
     };
-    points.iter().map(schedule).collect()
+    list.iter().enumerate().map(pin).collect()
 }
 
-/// An upper bound of the length of `expand::training_steps`, without building the list.
-fn schedule_len(selection: Option<&CheckpointSelection>, total: u64) -> u64 {
-    match selection {
-        None | Some(CheckpointSelection::All | CheckpointSelection::Last(_)) => 64,
-        Some(CheckpointSelection::Every(n)) => total / (*n).max(1) + 2,
-        Some(CheckpointSelection::Final) => 1,
-        Some(CheckpointSelection::Steps(steps)) => steps.len() as u64,
-        Some(CheckpointSelection::Log2(a, b)) => u64::from(b.saturating_sub(*a)) + 3,
+fn pin_one(
+    experiment: &ExperimentSpec,
+    written: &Map<String, Value>,
+    (label, folder): (String, String),
+    pinned: &pb::Catalog,
+) -> Result<Pinned, Vec<String>> {
+    let name = &experiment.name;
+    let known = catalog::experiment(pinned, name)
+        .ok_or_else(|| vec![format!("unknown experiment `{name}`")])?;
+    let params = expand::with_defaults(&known.params, &experiment.params);
+    Ok(Pinned {
+        name: name.clone(),
+        version: known.version,
+        params: Value::Object(params).to_string(),
+        written: Value::Object(written.clone()).to_string(),
+        label,
+        folder,
+        scope: match known.scope.as_str() {
+            "entry" => Scope::Entry,
+            "sweep" => Scope::Sweep,
+            _ => Scope::Model,
+        },
+        reads_checkpoints: known.reads_checkpoints,
+    })
+}
+
+/// Resolves the pairs of every comparison.
+fn pairings(list: &[CompareSpec], models: &Models) -> Result<Vec<Pairing>, Vec<String>> {
+    let resolve = |compare: &CompareSpec| {
+        compare.pairs.resolve(models).map_err(|problems| {
+            let name = &compare.experiment.name;
+            let line = |problem: sweep_proto::spec::PairProblem| format!("{name}: {}", problem.1);
+            problems.into_iter().map(line).collect::<Vec<String>>()
+        })
+    };
+    list.iter().map(resolve).collect()
+}
+
+/// What a task on several models is told of them has to fit into a message.
+fn check_members(experiment: &Pinned, models: &Models) -> Result<(), Vec<String>> {
+    let name = &experiment.name;
+    let largest = |of: &dyn Fn(&sweep_proto::spec::Entry) -> u64| {
+        let entries = models.entries().iter().map(of);
+        if experiment.scope == Scope::Entry {
+            entries.max().unwrap_or(0)
+        } else {
+            entries.fold(0, u64::saturating_add)
+        }
+    };
+    if experiment.scope == Scope::Model {
+        return Ok(());
     }
+    let members = largest(&|entry| entry.models().len() as u64);
+    if members > MAX_MEMBERS {
+        return Err(vec![format!(
+            "trajectory: `{name}` would look at {members} models at once, {MAX_MEMBERS} are possible"
+        )]);
+    }
+    let checkpoints = largest(&sweep_proto::spec::Entry::n_checkpoints);
+    if experiment.reads_checkpoints && checkpoints > MAX_JOINT_CHECKPOINTS {
+        return Err(vec![format!(
+            "trajectory: `{name}` would read {checkpoints} checkpoints in one task, \
+             {MAX_JOINT_CHECKPOINTS} are possible"
+        )]);
+    }
+    Ok(())
 }

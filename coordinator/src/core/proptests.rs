@@ -110,8 +110,18 @@ fn op() -> impl Strategy<Value = Op> {
 fn document() -> Value {
     let mut document = small(3);
     document["experiments"] = json!(["probe", "norms"]);
-    document["trajectory"] = json!(["pca", "phase"]);
-    document["max_failures"] = json!(9);
+    document["trajectory"] = json!(["pca", "order", "phase", "rank"]);
+    document["compare"] = json!([
+        { "match": { "pairs": "seeds", "at": "all" } },
+        { "match": { "pairs": "consecutive" } },
+        { "match": { "pairs": [["r-lr=0.1-seed0", "r-lr=0.5-seed0"], ["r-lr=0.1-seed1", "r-lr=0.1-seed0"]] } },
+    ]);
+    let other = json!({
+        "train": { "recipe": "r", "params": { "lr": 0.5 } },
+        "checkpoints": { "steps": [100] },
+    });
+    document["models"].as_array_mut().unwrap().push(other);
+    document["max_failures"] = json!(12);
     document
 }
 
@@ -245,7 +255,7 @@ impl Checker {
     fn check(&mut self) {
         let core = &self.world.core;
         let sweep = core.sweep(1).unwrap();
-        let mut counts = [Counts::default(); 3];
+        let mut counts = [Counts::default(); 4];
         let mut leased = BTreeSet::new();
         for (attempt, lease) in core.leases.iter() {
             assert!(sweep.leases.contains(&attempt));
@@ -294,7 +304,15 @@ fn all_tasks(sweep: &Sweep) -> Vec<TaskKey> {
             }
         }
         for index in 0..sweep.plan.trajectory().len() as u32 {
-            tasks.push(TaskKey { model, kind: TaskKind::Trajectory { index } });
+            if sweep.plan.members(model, index).is_some() {
+                tasks.push(TaskKey { model, kind: TaskKind::Trajectory { index } });
+            }
+        }
+        let mut at = None;
+        while let Some(kind) = sweep.plan.next_comparison(model, at) {
+            let TaskKind::Compare { step, experiment, pair } = kind else { panic!("{kind:?}") };
+            at = Some((step, experiment, pair));
+            tasks.push(TaskKey { model, kind });
         }
     }
     tasks
@@ -310,6 +328,10 @@ fn queued(sweep: &Sweep) -> BTreeSet<TaskKey> {
                 assert!(queued.insert(TaskKey { model, kind }), "queued once");
             }
         }
+    }
+    for key in &sweep.queue.compare {
+        let open = sweep.couples[key].tasks(*key).filter(|(_, cell)| *cell == Cell::Open);
+        queued.extend(open.map(|(task, _)| task));
     }
     let trajectory = sweep.queue.trajectory.iter();
     queued.extend(

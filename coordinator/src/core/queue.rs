@@ -1,7 +1,7 @@
 //! What of a sweep can be leased now, and which of it next. Main type: [`Queue`].
 //!
 //! Order: checkpoints to analyse (oldest first, those preferred that the worker holds already),
-//! then trajectories, then trainings (resumed ones before new ones). New trainings are not listed:
+//! pairs to compare (in the order of their first checkpoint, with the same preference), then trajectories, then trainings (resumed ones before new ones). New trainings are not listed:
 //! a cursor walks the models that nothing has happened to. Every choice looks at a bounded number
 //! of candidates.
 
@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use sweep_proto::id::{TaskKey, TaskKind};
 
-use super::{model::Cell, sweep::Sweep};
+use super::{couples::CoupleKey, model::Cell, sweep::Sweep};
 
 /// Ready checkpoints looked at for one that the worker holds.
 const AFFINITY_WINDOW: usize = 64;
@@ -23,6 +23,8 @@ const SCAN_LIMIT: usize = 4096;
 pub struct Queue {
     analyse: BTreeMap<u64, Waiting>,
     next_place: u64,
+    /// Pairs with comparisons that wait.
+    pub compare: BTreeSet<CoupleKey>,
     /// Trajectory tasks: model, index.
     pub trajectory: BTreeSet<(u32, u32)>,
     /// Models whose training was begun before and is open again.
@@ -54,7 +56,10 @@ impl Queue {
 
     /// Whether nothing is listed (new trainings are not listed).
     pub fn is_empty(&self) -> bool {
-        self.analyse.is_empty() && self.trajectory.is_empty() && self.train.is_empty()
+        self.analyse.is_empty()
+            && self.compare.is_empty()
+            && self.trajectory.is_empty()
+            && self.train.is_empty()
     }
 
     /// Checkpoints in the queue, oldest first.
@@ -112,6 +117,47 @@ impl Sweep {
         let open = open.filter(|(_, (cell, offered))| **offered && **cell == Cell::Open);
         let key = |experiment| TaskKey { model, kind: TaskKind::Analyse { step, experiment } };
         Some(open.map(|(index, _)| key(index as u32)).collect())
+    }
+
+    /// The comparisons of the next pair that a worker can run. `offered` tells by index which of the
+    /// sweep's experiments on pairs it has, `resident` which checkpoint files.
+    pub fn next_comparisons(
+        &self,
+        offered: &[bool],
+        resident: &HashSet<String>,
+    ) -> Option<Vec<TaskKey>> {
+        if !offered.contains(&true) {
+            return None;
+        }
+        let at_hand = |key: &CoupleKey| {
+            let ends = [key.0, key.1].into_iter().filter(|at| {
+                let model = self.models.get(&at.model);
+                let published = model.and_then(|model| model.published.get(&at.step));
+                published.is_some_and(|p| p.files().any(|file| resident.contains(&file.sha256)))
+            });
+            ends.count()
+        };
+        let open = |key: &CoupleKey| -> Vec<TaskKey> {
+            let tasks = self.couples.get(key).into_iter().flat_map(|couple| couple.tasks(*key));
+            let wanted = |task: &TaskKey| match task.kind {
+                TaskKind::Compare { experiment, .. } => offered[experiment as usize],
+                TaskKind::Source | TaskKind::Analyse { .. } | TaskKind::Trajectory { .. } => false,
+            };
+            tasks.filter(|(task, cell)| *cell == Cell::Open && wanted(task)).map(|t| t.0).collect()
+        };
+        let waiting = self.queue.compare.iter().take(SCAN_LIMIT);
+        let runnable = waiting.map(|key| (key, open(key))).filter(|(_, tasks)| !tasks.is_empty());
+        let mut best: Option<(usize, Vec<TaskKey>)> = None;
+        for (key, tasks) in runnable.take(AFFINITY_WINDOW) {
+            let score = at_hand(key);
+            if best.as_ref().is_none_or(|(known, _)| score > *known) {
+                best = Some((score, tasks));
+            }
+            if score == 2 || resident.is_empty() {
+                break;
+            }
+        }
+        best.map(|(_, tasks)| tasks)
     }
 
     /// The next trajectory task that a worker can run.

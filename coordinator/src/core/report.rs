@@ -13,6 +13,7 @@
 use sweep_proto::{
     id::{Attempt, FailureClass, TaskKey, TaskKind},
     pb,
+    spec::ImportPlan,
 };
 
 use super::{
@@ -20,7 +21,6 @@ use super::{
     lease::{Lease, LeasedTask},
     machine::{Core, Out},
     model::Cell,
-    plan::Import,
     retry::truncate,
     time::Now,
 };
@@ -282,11 +282,12 @@ impl Core {
                 return Err(format!("the sweep has {MAX_METRICS} metrics already"));
             }
             sweep.metrics.insert(chunk.metric.clone());
-            let summary = pb::MetricSummary {
-                metric: chunk.metric.clone(),
-                unit: chunk.unit.clone(),
-                axes: chunk.axes.clone(),
-            };
+            let mut axes = chunk.axes.clone();
+            if let Some(partner) = sweep.plan.partner_label(task) {
+                axes.insert(0, partner_axis(partner));
+            }
+            let summary =
+                pb::MetricSummary { metric: chunk.metric.clone(), unit: chunk.unit.clone(), axes };
             out.push(Effect::Write(Write::MetricName { sweep: number, summary }));
         }
         let leased = self.leases.get(attempt).and_then(|lease| lease.tasks.get(&task));
@@ -452,13 +453,19 @@ impl Core {
     }
 }
 
-/// Files lie in the folder of the attempt that reports them, so that no attempt can point at, or
-/// overwrite, what another one wrote.
+/// The axis that tells with what a checkpoint was compared.
+pub fn partner_axis(label: String) -> pb::Axis {
+    pb::Axis { name: PARTNER.to_owned(), size: 1, labels: vec![label] }
+}
+
+/// Name of that axis.
+const PARTNER: &str = "partner";
+
 /// Files of one checkpoint; the largest published models have about a hundred.
 const MAX_FILES: usize = 1024;
 
 /// Checks that a worker made known what the sweep asked for, and within bounds.
-fn check_imported(import: &Import, checkpoint: &pb::Checkpoint) -> Result<(), String> {
+fn check_imported(import: &ImportPlan, checkpoint: &pb::Checkpoint) -> Result<(), String> {
     let imported = checkpoint.imported.as_ref().ok_or("the record names no location")?;
     let found = import.checkpoints.binary_search_by_key(&checkpoint.step, |found| found.step);
     let name = found.map_or("", |index| import.checkpoints[index].name.as_str());
@@ -486,6 +493,8 @@ fn check_imported(import: &Import, checkpoint: &pb::Checkpoint) -> Result<(), St
     Ok(())
 }
 
+/// Files lie in the folder of the attempt that reports them, so that no attempt can point at, or
+/// overwrite, what another one wrote.
 fn check_blob(
     sweep: &str,
     task: TaskKey,

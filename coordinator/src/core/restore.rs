@@ -13,7 +13,7 @@ use sweep_proto::{
     catalog,
     id::{Attempt, TaskKey, TaskKind},
     pb,
-    spec::SweepSpec,
+    spec::{CheckpointRef, SweepSpec},
 };
 
 use super::{
@@ -132,7 +132,9 @@ impl Sweep {
             }
             let cells = vec![Cell::Open; n_experiments].into();
             let published = Published { attempt, cells, queued: None, checkpoint };
-            sweep.model_mut(model).published.insert(published.checkpoint.step, published);
+            let step = published.checkpoint.step;
+            sweep.model_mut(model).published.insert(step, published);
+            sweep.marry(CheckpointRef { model, step });
         }
         for (model, attempt, state) in image.resumes {
             if model >= sweep.plan.n_models() {
@@ -185,6 +187,19 @@ impl Sweep {
 
     fn restore_cell(&mut self, task: TaskKey, cell: Cell) -> Result<(), String> {
         let n_trajectory = self.plan.trajectory().len();
+        if let TaskKind::Trajectory { index } = task.kind
+            && self.is_joint(index)
+        {
+            self.joint.insert((task.model, index), cell);
+            return Ok(());
+        }
+        let missing = || format!("task {task} has a record, but not what it needs");
+        if let TaskKind::Compare { experiment, pair, .. } = task.kind {
+            let couple = self.couple_key(task).and_then(|key| self.couples.get_mut(&key));
+            let slot = couple.and_then(|couple| couple.cell_mut(experiment, pair));
+            *slot.ok_or_else(missing)? = cell;
+            return Ok(());
+        }
         let model = self.model_mut(task.model);
         let slot = match task.kind {
             TaskKind::Source => {
@@ -198,8 +213,9 @@ impl Sweep {
                 .get_mut(&step)
                 .and_then(|published| published.cells.get_mut(experiment as usize)),
             TaskKind::Trajectory { index } => model.trajectory.get_mut(index as usize),
+            TaskKind::Compare { .. } => None,
         };
-        *slot.ok_or_else(|| format!("task {task} has a record, but not what it needs"))? = cell;
+        *slot.ok_or_else(missing)? = cell;
         Ok(())
     }
 }

@@ -165,6 +165,9 @@ fn spread(task: TaskKey, attempt: Attempt) -> u64 {
         TaskKind::Source => (0, 0),
         TaskKind::Analyse { step, experiment } => (step, 1 + u64::from(experiment)),
         TaskKind::Trajectory { index } => (u64::MAX, 1 + u64::from(index)),
+        TaskKind::Compare { step, experiment, pair } => {
+            (step, (1 << 48) + (u64::from(experiment) << 32) + u64::from(pair))
+        }
     };
     [u64::from(task.model), step, index].into_iter().fold(mix(0, attempt.0), mix)
 }

@@ -28,7 +28,8 @@ use crate::store::{Store, metrics};
 /// Lease time of the tests; a lease expires a sixth later.
 pub(crate) const TTL: Duration = Duration::from_secs(30);
 
-/// A catalogue with one recipe (`r`, pairs of seeds), two experiments and two trajectories.
+/// A catalogue with one recipe (`r`, pairs of seeds), two experiments, one on pairs of checkpoints, and
+/// trajectories over a model, an entry and a sweep.
 pub(crate) fn test_catalog() -> pb::Catalog {
     let param = |name: &str, kind: &str, default: &str| pb::Param {
         name: name.into(),
@@ -56,6 +57,13 @@ pub(crate) fn test_catalog() -> pb::Catalog {
             experiment("norms", "analyse"),
             experiment("pca", "trajectory"),
             experiment("phase", "trajectory"),
+            experiment("match", "compare"),
+            pb::Experiment { scope: "entry".into(), ..experiment("order", "trajectory") },
+            pb::Experiment {
+                scope: "sweep".into(),
+                reads_checkpoints: true,
+                ..experiment("rank", "trajectory")
+            },
         ],
     }
 }
@@ -92,6 +100,11 @@ pub(crate) fn task(text: &str) -> TaskKey {
     let kind = match parts[1] {
         "train" | "import" => TaskKind::Source,
         "trajectory" => TaskKind::Trajectory { index: number(parts[2], "t") },
+        step if parts.len() == 4 => TaskKind::Compare {
+            step: step.strip_prefix("step").unwrap().parse().unwrap(),
+            experiment: number(parts[2], "c"),
+            pair: number(parts[3], "p"),
+        },
         step => TaskKind::Analyse {
             step: step.strip_prefix("step").unwrap().parse().unwrap(),
             experiment: number(parts[2], "e"),
@@ -108,6 +121,7 @@ pub(crate) fn tasks_of(lease: &pb::Lease) -> Vec<TaskKey> {
         pb::lease::Work::Analyse(work) => work.tasks.iter().map(|task| key(&task.task)).collect(),
         pb::lease::Work::Trajectory(work) => vec![key(&work.task)],
         pb::lease::Work::Import(work) => vec![key(&work.task)],
+        pb::lease::Work::Compare(work) => work.tasks.iter().map(|task| key(&task.task)).collect(),
     }
 }
 
@@ -434,6 +448,8 @@ impl World {
         let mut text = format!("status: {state}");
         let kinds =
             [("train", status.train), ("analyse", status.analyse), ("traj", status.trajectory)];
+        let compare = status.compare.filter(|counts| counts.total > 0);
+        let kinds = kinds.into_iter().chain(compare.map(|counts| ("compare", Some(counts))));
         for (kind, counts) in kinds {
             let c = counts.unwrap();
             write!(text, "; {kind} {}:", c.total).unwrap();

@@ -47,7 +47,7 @@ pub struct TaskView {
 }
 
 /// Words of task kinds, in the order of the counters.
-pub const KINDS: [&str; 3] = ["train", "analyse", "trajectory"];
+pub const KINDS: [&str; 4] = ["train", "analyse", "compare", "trajectory"];
 /// Words of task states.
 pub const STATES: [&str; 7] =
     ["waiting", "ready", "running", "done", "failed", "skipped", "cancelled"];
@@ -56,8 +56,8 @@ impl Core {
     /// A sweep in numbers.
     pub fn status(&self, sweep: &Sweep, now: Now) -> pb::SweepStatus {
         let totals = sweep.plan.totals();
-        let totals = [totals.train, totals.analyse, totals.trajectory];
-        let mut kinds = [pb::Counts::default(); 3];
+        let totals = [totals.train, totals.analyse, totals.compare, totals.trajectory];
+        let mut kinds = [pb::Counts::default(); 4];
         for (index, counts) in sweep.counts().iter().enumerate() {
             let ended = counts.done + counts.failed + counts.skipped + counts.running;
             let rest = totals[index] - ended;
@@ -72,7 +72,7 @@ impl Core {
                 waiting: rest - cancelled,
             };
         }
-        let [train, analyse, trajectory] = kinds;
+        let [train, analyse, compare, trajectory] = kinds;
         let alive_since = now.mono.saturating_sub(self.config.timing.expiry());
         pb::SweepStatus {
             sweep: sweep.plan.id().to_owned(),
@@ -81,6 +81,7 @@ impl Core {
             total: Some(kinds.iter().fold(pb::Counts::default(), |sum, counts| add(sum, *counts))),
             train: Some(train),
             analyse: Some(analyse),
+            compare: Some(compare),
             trajectory: Some(trajectory),
             submitted_at: sweep.submitted_at,
             ended_at: sweep.ended_at,
@@ -149,6 +150,7 @@ impl Core {
             models: totals.train,
             train: totals.train,
             analyse: totals.analyse,
+            compare: totals.compare,
             trajectory: totals.trajectory,
             done: done.unwrap_or_default(),
             checkpoints: totals.checkpoints,
@@ -244,8 +246,12 @@ fn successor(sweep: &Sweep, after: Option<TaskKey>, sparse: bool) -> Option<Task
         step.filter(|_| n_experiments > 0)
             .map(|step| TaskKind::Analyse { step: *step, experiment: 0 })
     };
-    let trajectory = |index: u32| {
-        ((index as usize) < plan.trajectory().len()).then_some(TaskKind::Trajectory { index })
+    let compare = |after| plan.next_comparison(model, after);
+    let trajectory = |from: u32| {
+        // Those over several models are listed with the first of them.
+        let mut indices = from..plan.trajectory().len() as u32;
+        let own = indices.find(|index| plan.members(model, *index).is_some());
+        own.map(|index| TaskKind::Trajectory { index }).or_else(|| compare(None))
     };
     let steps = plan.steps(model);
     let next = match kind {
@@ -258,6 +264,7 @@ fn successor(sweep: &Sweep, after: Option<TaskKey>, sparse: bool) -> Option<Task
             analyse(steps.get(behind)).or_else(|| trajectory(0))
         }
         TaskKind::Trajectory { index } => trajectory(index + 1),
+        TaskKind::Compare { step, experiment, pair } => compare(Some((step, experiment, pair))),
     };
     match next {
         Some(kind) => Some(TaskKey { model, kind }),

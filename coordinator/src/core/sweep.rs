@@ -14,12 +14,15 @@ use std::{
 use sweep_proto::{
     id::{Attempt, TaskKey, TaskKind},
     pb,
+    spec::CheckpointRef,
 };
 
 use super::{
+    couples::{Couple, CoupleKey},
     event::{Stop, SweepRecord},
+    groups::Group,
     model::{Cell, Model, Published, State},
-    plan::Plan,
+    plan::{Plan, Scope},
     queue::Queue,
     rate::Rate,
     retry::Trouble,
@@ -73,6 +76,12 @@ pub struct Sweep {
     pub retries: u32,
     /// Models that something happened to.
     pub models: BTreeMap<u32, Model>,
+    /// Pairs of published checkpoints that are compared.
+    pub couples: BTreeMap<CoupleKey, Couple>,
+    /// How far the models are, per entry of `models:`.
+    pub groups: Vec<Group>,
+    /// Trajectory tasks over several models that are not open: first model, index.
+    pub joint: BTreeMap<(u32, u32), Cell>,
     /// Histories of tasks that did not go smoothly.
     pub trouble: BTreeMap<TaskKey, Trouble>,
     /// Highest attempt that had begun before the restart, per task that was open then.
@@ -89,7 +98,7 @@ pub struct Sweep {
     pub rate: Rate,
     /// Whether tasks may be running that a former incarnation leased.
     pub restored: bool,
-    counts: [Counts; 3],
+    counts: [Counts; 4],
 }
 
 /// Index of a task's kind in the counters.
@@ -97,16 +106,21 @@ pub fn kind_index(kind: TaskKind) -> usize {
     match kind {
         TaskKind::Source => 0,
         TaskKind::Analyse { .. } => 1,
-        TaskKind::Trajectory { .. } => 2,
+        TaskKind::Compare { .. } => 2,
+        TaskKind::Trajectory { .. } => 3,
     }
 }
 
 impl Sweep {
     /// A sweep that nothing has happened to.
     pub fn new(number: u32, plan: Arc<Plan>, submitted_at: u64) -> Self {
+        let groups = vec![Group::default(); plan.models().entries().len()];
         Self {
             number,
             plan,
+            couples: BTreeMap::new(),
+            groups,
+            joint: BTreeMap::new(),
             submitted_at,
             ended_at: 0,
             stop: None,
@@ -121,7 +135,7 @@ impl Sweep {
             recent: VecDeque::new(),
             rate: Rate::default(),
             restored: false,
-            counts: [Counts::default(); 3],
+            counts: [Counts::default(); 4],
         }
     }
 
@@ -139,9 +153,20 @@ impl Sweep {
         }
     }
 
-    /// Counters by kind: train, analyse, trajectory.
-    pub fn counts(&self) -> &[Counts; 3] {
+    /// Counters by kind: train, analyse, compare, trajectory.
+    pub fn counts(&self) -> &[Counts; 4] {
         &self.counts
+    }
+
+    /// The counters of a kind.
+    pub(super) fn counts_mut(&mut self, kind: TaskKind) -> &mut Counts {
+        &mut self.counts[kind_index(kind)]
+    }
+
+    /// Whether no comparison is to come.
+    pub fn comparisons_ended(&self) -> bool {
+        let counts = &self.counts[2];
+        counts.done + counts.failed + counts.skipped == self.plan.totals().compare
     }
 
     /// Whether tasks may be leased.
@@ -168,7 +193,13 @@ impl Sweep {
             TaskKind::Analyse { step, experiment } => {
                 model?.published.get(&step)?.cells.get(experiment as usize).copied()
             }
+            TaskKind::Trajectory { index } if self.is_joint(index) => {
+                Some(self.joint.get(&(task.model, index)).copied().unwrap_or(Cell::Open))
+            }
             TaskKind::Trajectory { index } => model?.trajectory.get(index as usize).copied(),
+            TaskKind::Compare { experiment, pair, .. } => {
+                self.couples.get(&self.couple_key(task)?)?.cell(experiment, pair)
+            }
         }
     }
 
@@ -180,6 +211,20 @@ impl Sweep {
             (TaskKind::Source, cell) => (cell.unwrap_or(Cell::Open), false),
             (TaskKind::Analyse { .. }, Some(cell)) => (cell, false),
             (TaskKind::Analyse { .. }, None) if train.is_terminal() => return State::Skipped,
+            (TaskKind::Compare { .. }, Some(cell)) => (cell, false),
+            (TaskKind::Compare { .. }, None) => {
+                if self.couple_key(task).is_some_and(|key| self.is_lost(key)) {
+                    return State::Skipped;
+                }
+                (Cell::Open, true)
+            }
+            (TaskKind::Trajectory { index }, cell) if self.is_joint(index) => {
+                let cell = cell.unwrap_or(Cell::Open);
+                if matches!(cell, Cell::Open | Cell::Delayed) && self.is_group_lost(task) {
+                    return State::Skipped;
+                }
+                (cell, !self.is_group_settled(task))
+            }
             (TaskKind::Trajectory { .. }, _) if matches!(train, Cell::Failed(_)) => {
                 return State::Skipped;
             }
@@ -225,6 +270,11 @@ impl Sweep {
             TaskKind::Trajectory { index } => {
                 self.queue.trajectory.remove(&(task.model, index));
             }
+            TaskKind::Compare { .. } => {
+                if let Some(key) = self.couple_key(task) {
+                    self.requeue_couple(key);
+                }
+            }
         }
     }
 
@@ -267,6 +317,7 @@ impl Sweep {
     /// What follows for other tasks when `task` has come to an end.
     fn settle(&mut self, task: TaskKey) {
         let n_trajectory = self.plan.trajectory().len();
+        let own = self.n_of_scope(Scope::Model);
         let unpublished = self.unpublished(task.model);
         let model = self.model_mut(task.model);
         match task.kind {
@@ -277,12 +328,19 @@ impl Sweep {
                     model.trajectory = vec![Cell::Open; n_trajectory];
                 }
                 self.counts[1].skipped += unpublished;
-                self.counts[2].skipped += if lost { n_trajectory as u64 } else { 0 };
+                self.counts[2].skipped += self.lost_with(task.model, Self::is_missing);
+                self.counts[3].skipped += if lost { own } else { 0 };
             }
             TaskKind::Analyse { .. } => model.open_analyses -= 1,
             TaskKind::Trajectory { .. } => return,
+            TaskKind::Compare { .. } => return self.enqueue_joint(None),
         }
+        self.count_ended(task.model);
         self.enqueue_trajectories(task.model);
+        let skips = task.kind == TaskKind::Source && !self.plan.pairings().is_empty();
+        // A failed training may have been what the comparisons still waited for.
+        let entry = self.plan.models().entry_of(task.model).filter(|_| !skips);
+        self.enqueue_joint(entry);
     }
 
     /// Adds a published checkpoint. Returns false when the one that is there stays: it has the
@@ -291,12 +349,14 @@ impl Sweep {
         let step = checkpoint.step;
         let n_experiments = self.plan.experiments().len();
         let model = self.model_mut(index);
-        if let Some(known) = model.published.get_mut(&step) {
+        if let Some(known) = model.published.get(&step) {
             let untouched =
                 known.cells.iter().all(|cell| matches!(cell, Cell::Open | Cell::Delayed));
-            if known.checkpoint.weights_hash == checkpoint.weights_hash || !untouched {
+            let is_known = known.checkpoint.weights_hash == checkpoint.weights_hash;
+            if is_known || !untouched || !self.is_uncompared(CheckpointRef { model: index, step }) {
                 return false;
             }
+            let Some(known) = self.model_mut(index).published.get_mut(&step) else { return false };
             known.checkpoint = checkpoint.clone();
             known.attempt = attempt;
             return true;
@@ -309,6 +369,9 @@ impl Sweep {
         };
         model.published.insert(step, published);
         self.requeue(index, step);
+        for key in self.marry(CheckpointRef { model: index, step }) {
+            self.requeue_couple(key);
+        }
         true
     }
 
@@ -330,6 +393,9 @@ impl Sweep {
             let cells = analyses.chain(&mut model.trajectory).chain([&mut model.train]);
             cells.filter(|cell| matches!(cell, Cell::Failed(_))).for_each(|c| *c = Cell::Open);
         }
+        let couples = self.couples.values_mut().flat_map(|couple| &mut couple.cells);
+        let cells = couples.map(|(_, _, cell)| cell).chain(self.joint.values_mut());
+        cells.filter(|cell| matches!(cell, Cell::Failed(_))).for_each(|c| *c = Cell::Open);
         for trouble in self.trouble.values_mut() {
             trouble.forgive();
         }
@@ -340,8 +406,10 @@ impl Sweep {
     pub fn rebuild(&mut self) {
         let running = self.is_running();
         self.queue = Queue::default();
-        self.counts = [Counts::default(); 3];
-        let n_trajectory = self.plan.trajectory().len() as u64;
+        self.counts = [Counts::default(); 4];
+        self.groups = vec![Group::default(); self.plan.models().entries().len()];
+        let n_trajectory = self.plan.trajectory().len();
+        let own = self.n_of_scope(Scope::Model);
         let mut gap = 0;
         let indices: Vec<u32> = self.models.keys().copied().collect();
         for index in indices {
@@ -356,9 +424,9 @@ impl Sweep {
                 Cell::Open | Cell::Delayed | Cell::Leased(_) => model.open_analyses += unpublished,
             }
             match model.train {
-                Cell::Failed(_) => self.counts[2].skipped += n_trajectory,
+                Cell::Failed(_) => self.counts[3].skipped += own,
                 Cell::Done(_) if model.trajectory.is_empty() => {
-                    model.trajectory = vec![Cell::Open; n_trajectory as usize];
+                    model.trajectory = vec![Cell::Open; n_trajectory];
                 }
                 Cell::Done(_) | Cell::Open | Cell::Delayed | Cell::Leased(_) => {}
             }
@@ -366,7 +434,10 @@ impl Sweep {
             for published in model.published.values() {
                 published.cells.iter().for_each(|cell| tally(&mut self.counts[1], *cell));
             }
-            model.trajectory.iter().for_each(|cell| tally(&mut self.counts[2], *cell));
+            model.trajectory.iter().for_each(|cell| tally(&mut self.counts[3], *cell));
+            if let Some(entry) = self.plan.models().entry_of(index).filter(|_| model.has_ended()) {
+                self.groups[entry].add(model);
+            }
             let steps: Vec<u64> = model.published.keys().copied().collect();
             let train = model.train;
             if running {
@@ -380,6 +451,23 @@ impl Sweep {
             }
         }
         self.queue.cursor = if running { gap } else { self.plan.n_models() };
+        self.rebuild_shared();
+    }
+
+    /// The part of [`rebuild`](Self::rebuild) that is about several models.
+    fn rebuild_shared(&mut self) {
+        for (_, _, cell) in self.couples.values().flat_map(|couple| &couple.cells) {
+            tally(&mut self.counts[2], *cell);
+        }
+        self.counts[2].skipped += self.lost_at_rest();
+        self.joint.retain(|_, cell| *cell != Cell::Open);
+        self.joint.values().for_each(|cell| tally(&mut self.counts[3], *cell));
+        self.counts[3].skipped += self.lost_joint_tasks();
+        let keys: Vec<CoupleKey> = self.couples.keys().copied().collect();
+        for key in keys {
+            self.requeue_couple(key);
+        }
+        self.enqueue_joint(None);
     }
 
     /// Whether anything is queued.
@@ -403,6 +491,17 @@ impl Sweep {
     }
 
     fn cell_mut(&mut self, task: TaskKey) -> &mut Cell {
+        match task.kind {
+            TaskKind::Compare { experiment, pair, .. } => {
+                let couple = self.couple_key(task).and_then(|key| self.couples.get_mut(&key));
+                let cell = couple.and_then(|couple| couple.cell_mut(experiment, pair));
+                return cell.expect("only comparisons of published checkpoints have cells");
+            }
+            TaskKind::Trajectory { index } if self.is_joint(index) => {
+                return self.joint.entry((task.model, index)).or_insert(Cell::Open);
+            }
+            TaskKind::Source | TaskKind::Analyse { .. } | TaskKind::Trajectory { .. } => {}
+        }
         let model = self.model_mut(task.model);
         match task.kind {
             TaskKind::Source => &mut model.train,
@@ -412,6 +511,7 @@ impl Sweep {
                 &mut cells[experiment as usize]
             }
             TaskKind::Trajectory { index } => &mut model.trajectory[index as usize],
+            TaskKind::Compare { .. } => &mut model.train,
         }
     }
 
@@ -424,15 +524,34 @@ impl Sweep {
                 self.queue.train.insert(task.model);
             }
             TaskKind::Analyse { step, .. } => self.requeue(task.model, step),
+            TaskKind::Trajectory { index } if self.is_joint(index) => {
+                self.enqueue_joint(self.plan.models().entry_of(task.model));
+            }
             TaskKind::Trajectory { .. } => self.enqueue_trajectories(task.model),
+            TaskKind::Compare { .. } => {
+                if let Some(key) = self.couple_key(task) {
+                    self.requeue_couple(key);
+                }
+            }
+        }
+    }
+
+    /// Puts a couple into the queue or takes it out, as its cells say.
+    fn requeue_couple(&mut self, key: CoupleKey) {
+        if self.is_running() && self.couples.get(&key).is_some_and(Couple::is_open) {
+            self.queue.compare.insert(key);
+        } else {
+            self.queue.compare.remove(&key);
         }
     }
 
     fn enqueue_trajectories(&mut self, index: u32) {
         let Some(model) = self.models.get(&index) else { return };
         if self.stop.is_none() && model.is_settled() {
-            let open = model.trajectory.iter().enumerate().filter(|(_, c)| **c == Cell::Open);
-            self.queue.trajectory.extend(open.map(|(at, _)| (index, at as u32)));
+            let cells = (0u32..).zip(&model.trajectory);
+            let open = cells.filter(|(at, cell)| **cell == Cell::Open && !self.is_joint(*at));
+            let open: Vec<(u32, u32)> = open.map(|(at, _)| (index, at)).collect();
+            self.queue.trajectory.extend(open);
         }
     }
 

@@ -105,8 +105,8 @@ fn info(store: &Store, number: u32, plan: &Plan, view: &TaskView) -> store::Resu
     Ok(pb::TaskInfo {
         task: Some(view.task.to_pb(plan.id())),
         label: plan.task_label(view.task),
-        model: plan.model_label(view.task.model),
-        seed: plan.model(view.task.model).and_then(|model| model.seed),
+        model: plan.subject(view.task),
+        seed: plan.seed(view.task),
         experiment: plan.producer(view.task).unwrap_or_default().to_owned(),
         state: view.state.word().to_owned(),
         attempt,
@@ -156,7 +156,7 @@ pub(super) fn artifacts(shared: &Shared, number: u32, plan: Arc<Plan>) -> Stream
             let (task, attempt, manifest) = record::manifest(key, value)?;
             let (checkpoint, experiment) = place(&plan, task);
             let info = |file| pb::ArtifactInfo {
-                model: plan.model_label(task.model),
+                model: plan.subject(task),
                 checkpoint: checkpoint.clone(),
                 experiment: experiment.clone(),
                 file: Some(file),
@@ -196,6 +196,10 @@ fn place(plan: &Plan, task: TaskKey) -> (String, String) {
         }
         TaskKind::Analyse { step, .. } => (format!("step{step}"), experiment.unwrap_or_default()),
         TaskKind::Trajectory { .. } => ("trajectory".to_owned(), experiment.unwrap_or_default()),
+        TaskKind::Compare { step, .. } => {
+            let partner = plan.partner_label(task).unwrap_or_default();
+            (format!("step{step}"), format!("{}-{partner}", experiment.unwrap_or_default()))
+        }
     }
 }
 

@@ -9,7 +9,10 @@ use sweep_proto::{
 use tonic::{Request, Response, Status};
 
 use crate::{
-    core::plan::Plan,
+    core::{
+        plan::{Plan, Scope},
+        report::partner_axis,
+    },
     error::Error,
     store::metrics::{SeriesPart, SeriesReader},
 };
@@ -42,14 +45,15 @@ impl MetricsService for Metrics {
         let (number, plan) = self.0.find(&sweep).await?;
         Ok(Response::new(self.0.stream(move |store, sink| {
             let labels = Labels { plan: &plan, known: RefCell::default() };
-            let wanted = |index: u32| model.is_empty() || labels.model(index) == model;
+            let wanted = |task: TaskKey| model.is_empty() || labels.subject(task) == model;
             for summary in store.metric_names(number)? {
                 if !metric.is_empty() && !matches(&metric, &summary.metric) {
                     continue;
                 }
                 let mut go_on = true;
                 SeriesReader::new(store, number, &summary.metric, latest).read(wanted, |part| {
-                    go_on = sink.send(labels.series(&summary.metric, part));
+                    let mut series = labels.series(&summary.metric, part);
+                    go_on = series.all(|series| sink.send(series));
                     go_on
                 })?;
                 if !go_on {
@@ -73,37 +77,72 @@ impl Labels<'_> {
         known.entry(index).or_insert_with(|| self.plan.model_label(index)).clone()
     }
 
-    fn series(&self, metric: &str, part: SeriesPart) -> pb::Series {
+    fn subject(&self, task: TaskKey) -> String {
+        let scope = self.plan.experiment(task.kind).map_or(Scope::Model, |pinned| pinned.scope);
+        if scope == Scope::Model { self.model(task.model) } else { self.plan.subject(task) }
+    }
+
+    /// A part of a series as messages: one, or for comparisons one per second checkpoint.
+    fn series(&self, metric: &str, part: SeriesPart) -> impl Iterator<Item = pb::Series> {
         let TaskKey { model, kind } = part.task;
         let reference = self.plan.model(model);
         let pinned = self.plan.experiment(kind);
         let recipe = reference.map(|model| model.entry.recipe());
         let (experiment, version, params) = match (kind, pinned) {
-            (TaskKind::Analyse { .. } | TaskKind::Trajectory { .. }, Some(pinned)) => {
-                (pinned.name.clone(), pinned.version, pinned.written.clone())
-            }
-            _ => (
+            (TaskKind::Source, _) | (_, None) => (
                 recipe.map(|recipe| recipe.name.clone()).unwrap_or_default(),
                 recipe.map_or(0, |recipe| recipe.version),
                 reference
                     .map(|model| serde_json::Value::Object(model.written()).to_string())
                     .unwrap_or_default(),
             ),
+            (_, Some(pinned)) => (pinned.name.clone(), pinned.version, pinned.written.clone()),
         };
-        pb::Series {
+        let whole = pb::Series {
             metric: metric.to_owned(),
             unit: part.unit,
             axes: part.axes,
             model_index: model,
-            model: self.model(model),
-            seed: reference.and_then(|model| model.seed),
+            model: self.subject(part.task),
+            seed: self.plan.seed(part.task),
             experiment,
             version,
             params,
             task: Some(part.task.to_pb(self.plan.id())),
             steps: part.steps,
             values: part.values,
+            partner: String::new(),
+        };
+        self.by_partner(part.task, whole, &part.checkpoints).into_iter()
+    }
+
+    /// Cuts the series of a comparison where its second checkpoint changes, and names it in the axis
+    /// `partner`.
+    fn by_partner(&self, task: TaskKey, whole: pb::Series, checkpoints: &[u64]) -> Vec<pb::Series> {
+        let TaskKind::Compare { experiment, pair, .. } = task.kind else { return vec![whole] };
+        let block = whole.values.len() / whole.steps.len().max(1);
+        let at = |step: u64| TaskKind::Compare { step, experiment, pair };
+        let partner = |step: u64| self.plan.partner(TaskKey { kind: at(step), ..task });
+        let mut parts = Vec::new();
+        let mut from = 0;
+        for run in checkpoints.chunk_by(|a, b| partner(*a) == partner(*b)) {
+            let to = from + run.len();
+            let second = partner(run[0]);
+            let name = second.map(|second| self.model(second.model)).unwrap_or_default();
+            let step = second.map_or(0, |second| second.step);
+            let mut axes = vec![partner_axis(format!("{name}@{step}"))];
+            axes.extend(whole.axes.iter().cloned());
+            parts.push(pb::Series {
+                axes,
+                task: Some(TaskKey { kind: at(run[0]), ..task }.to_pb(self.plan.id())),
+                steps: whole.steps[from..to].to_vec(),
+                values: whole.values[from * block..to * block].to_vec(),
+                partner: name,
+                ..whole.clone()
+            });
+            from = to;
         }
+        parts
     }
 }
 

@@ -33,7 +33,8 @@ pub enum Kind {
     Resume = 9,
     /// Metrics with values: sweep ‖ name.
     MetricName = 10,
-    /// Metric chunks: sweep ‖ name ‖ kind ‖ index ‖ model ‖ first step ‖ checkpoint step ‖ attempt ‖ sequence.
+    /// Metric chunks: sweep ‖ name ‖ kind ‖ index ‖ model ‖ pair (comparisons only) ‖ first step ‖
+    /// checkpoint step ‖ attempt ‖ sequence.
     Metrics = 11,
     /// Log lines: sweep ‖ task ‖ attempt ‖ sequence.
     Log = 12,
@@ -83,13 +84,11 @@ impl Key {
         sequence: u64,
         chunk: &Chunk,
     ) -> Self {
-        let (kind, step, index) = parts(task.kind);
+        let (_, step, _) = parts(task.kind);
         Self::of(Kind::Metrics)
             .u32(sweep)
             .text(&chunk.metric)
-            .u8(kind)
-            .u32(index)
-            .u32(task.model)
+            .series(task)
             .u64(chunk.first_step)
             .u64(step)
             .u64(attempt.0)
@@ -125,11 +124,27 @@ impl Key {
         self
     }
 
-    /// Appends a task: model, kind, step, index.
+    /// Appends a task: model, kind, step, index, and the pair of a comparison.
     #[must_use]
     pub fn task(self, task: TaskKey) -> Self {
         let (kind, step, index) = parts(task.kind);
-        self.u32(task.model).u8(kind).u64(step).u32(index)
+        let key = self.u32(task.model).u8(kind).u64(step).u32(index);
+        match task.kind {
+            TaskKind::Compare { pair, .. } => key.u32(pair),
+            TaskKind::Source | TaskKind::Analyse { .. } | TaskKind::Trajectory { .. } => key,
+        }
+    }
+
+    /// Appends what the values of a task are a series with: kind, index, model, and the pair of a
+    /// comparison.
+    #[must_use]
+    pub fn series(self, task: TaskKey) -> Self {
+        let (kind, _, index) = parts(task.kind);
+        let key = self.u8(kind).u32(index).u32(task.model);
+        match task.kind {
+            TaskKind::Compare { pair, .. } => key.u32(pair),
+            TaskKind::Source | TaskKind::Analyse { .. } | TaskKind::Trajectory { .. } => key,
+        }
     }
 
     /// The bytes.
@@ -145,11 +160,15 @@ impl Key {
     }
 }
 
+/// Code of comparisons, the one kind whose keys name a pair too.
+const COMPARE: u8 = 3;
+
 fn parts(kind: TaskKind) -> (u8, u64, u32) {
     match kind {
         TaskKind::Source => (0, 0, 0),
         TaskKind::Analyse { step, experiment } => (1, step, experiment),
         TaskKind::Trajectory { index } => (2, 0, index),
+        TaskKind::Compare { step, experiment, .. } => (COMPARE, step, experiment),
     }
 }
 
@@ -205,16 +224,30 @@ impl<'k> Reader<'k> {
     pub fn task(&mut self) -> Result<TaskKey> {
         let (model, kind) = (self.u32()?, self.u8()?);
         let (step, index) = (self.u64()?, self.u32()?);
-        Ok(TaskKey { model, kind: task_kind(self.key, kind, step, index)? })
+        let pair = self.pair(kind)?;
+        Ok(TaskKey { model, kind: self.kind(kind, step, index, pair)? })
     }
-}
 
-/// A task's kind from its parts; `key` is for errors.
-pub fn task_kind(key: &[u8], kind: u8, step: u64, index: u32) -> Result<TaskKind> {
-    match kind {
-        0 => Ok(TaskKind::Source),
-        1 => Ok(TaskKind::Analyse { step, experiment: index }),
-        2 => Ok(TaskKind::Trajectory { index }),
-        _ => Err(damaged(key, "its key has an unknown task kind")),
+    /// The place of a metric chunk: its series (as a task at checkpoint `u64` behind the first step)
+    /// and its first step.
+    pub fn chunk(&mut self) -> Result<(TaskKey, u64)> {
+        let (kind, index, model) = (self.u8()?, self.u32()?, self.u32()?);
+        let pair = self.pair(kind)?;
+        let (first_step, step) = (self.u64()?, self.u64()?);
+        Ok((TaskKey { model, kind: self.kind(kind, step, index, pair)? }, first_step))
+    }
+
+    fn pair(&mut self, kind: u8) -> Result<u32> {
+        if kind == COMPARE { self.u32() } else { Ok(0) }
+    }
+
+    fn kind(&self, kind: u8, step: u64, index: u32, pair: u32) -> Result<TaskKind> {
+        match kind {
+            0 => Ok(TaskKind::Source),
+            1 => Ok(TaskKind::Analyse { step, experiment: index }),
+            2 => Ok(TaskKind::Trajectory { index }),
+            COMPARE => Ok(TaskKind::Compare { step, experiment: index, pair }),
+            _ => Err(damaged(self.key, "its key has an unknown task kind")),
+        }
     }
 }

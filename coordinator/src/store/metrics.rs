@@ -23,7 +23,7 @@ use crate::core::event::Chunk;
 use super::{
     Result, Store,
     frame::{damaged, pack},
-    key::{Key, Kind, Reader, task_kind},
+    key::{Key, Kind, Reader},
     record,
 };
 
@@ -221,11 +221,13 @@ pub struct SeriesPart {
     pub task: TaskKey,
     /// Steps.
     pub steps: Vec<u64>,
+    /// For each step the step of the checkpoint that it is about; 0 where there is none.
+    pub checkpoints: Vec<u64>,
     /// One block per step.
     pub values: Vec<f64>,
 }
 
-/// Reads all series of one metric of one sweep, in the order of experiment, model, step.
+/// Reads all series of one metric of one sweep, in the order of experiment, model, pair, step.
 #[derive(Debug)]
 pub struct SeriesReader<'s> {
     store: &'s Store,
@@ -235,12 +237,10 @@ pub struct SeriesReader<'s> {
     latest: bool,
 }
 
-/// Which series a chunk is of: kind, index of the experiment, model.
-type SeriesId = (u8, u32, u32);
-
 /// One series while its chunks are read.
 struct Open {
-    id: SeriesId,
+    /// A task of the series, with 0 as the step of its checkpoint.
+    id: TaskKey,
     /// Values that a later chunk may still come before, or replace: by step and checkpoint.
     pending: BTreeMap<(u64, u64), Row>,
     starts: HashMap<u64, Vec<(Attempt, Option<u64>)>>,
@@ -261,13 +261,13 @@ impl<'s> SeriesReader<'s> {
         Self { store, sweep, metric, latest }
     }
 
-    /// Gives every series of a wanted model to `sink`, part by part, until it returns false.
+    /// Gives every wanted series (named by one of its tasks) to `sink`, part by part, until it returns false.
     ///
     /// # Errors
     /// When a chunk cannot be read.
     pub fn read(
         &self,
-        wanted: impl Fn(u32) -> bool,
+        wanted: impl Fn(TaskKey) -> bool,
         mut sink: impl FnMut(SeriesPart) -> bool,
     ) -> Result<()> {
         let prefix = Key::of(Kind::Metrics).u32(self.sweep).text(self.metric);
@@ -281,10 +281,9 @@ impl<'s> SeriesReader<'s> {
                     if open.take().is_some_and(|open| !self.close(open, &mut sink)) {
                         return Ok(());
                     }
-                    let (kind, index, model) = place.id;
-                    if !wanted(model) {
+                    if !wanted(place.id) {
                         // Seek behind the series instead of reading it.
-                        from = prefix.clone().u8(kind).u32(index).u32(model).bytes().to_vec();
+                        from = prefix.clone().series(place.id).bytes().to_vec();
                         from.extend([0xff; 8]);
                         from.push(0xff);
                         continue 'pages;
@@ -371,21 +370,17 @@ impl<'s> SeriesReader<'s> {
             part.unit == *unit && part.axes == *axes && part.values.len() < PART_VALUES
         });
         if !fits {
-            let (kind, index, model) = series.id;
-            let kind = match kind {
-                0 => TaskKind::Source,
-                1 => TaskKind::Analyse { step: checkpoint, experiment: index },
-                _ => TaskKind::Trajectory { index },
-            };
-            let task = TaskKey { model, kind };
+            let task = at_checkpoint(series.id, checkpoint);
             let (unit, axes) = (unit.clone(), axes.clone());
-            let part = SeriesPart { unit, axes, task, steps: Vec::new(), values: Vec::new() };
+            let (steps, checkpoints, values) = (Vec::new(), Vec::new(), Vec::new());
+            let part = SeriesPart { unit, axes, task, steps, checkpoints, values };
             if series.part.replace(part).is_some_and(|full| !sink(full)) {
                 return false;
             }
         }
         if let Some(part) = &mut series.part {
             part.steps.push(step);
+            part.checkpoints.push(checkpoint);
             part.values.extend(row.values);
         }
         true
@@ -401,7 +396,7 @@ impl<'s> SeriesReader<'s> {
 }
 
 impl Open {
-    fn new(id: SeriesId) -> Self {
+    fn new(id: TaskKey) -> Self {
         let (pending, starts) = (BTreeMap::new(), HashMap::new());
         Self { id, pending, starts, part: None, shapes: Vec::new() }
     }
@@ -431,9 +426,20 @@ fn limit(starts: &[(Attempt, Option<u64>)], attempt: Attempt) -> Option<u64> {
         .try_fold(u64::MAX, |limit, resumed_from| resumed_from.map(|step| step.min(limit)))
 }
 
+/// The same task, on the checkpoint of another step.
+fn at_checkpoint(task: TaskKey, step: u64) -> TaskKey {
+    let kind = match task.kind {
+        TaskKind::Analyse { experiment, .. } => TaskKind::Analyse { step, experiment },
+        TaskKind::Compare { experiment, pair, .. } => TaskKind::Compare { step, experiment, pair },
+        kind @ (TaskKind::Source | TaskKind::Trajectory { .. }) => kind,
+    };
+    TaskKey { kind, ..task }
+}
+
 /// Where a chunk lies: its key, taken apart.
 struct Place {
-    id: SeriesId,
+    /// A task of the series, with 0 as the step of its checkpoint.
+    id: TaskKey,
     task: TaskKey,
     first_step: u64,
     checkpoint: u64,
@@ -445,10 +451,13 @@ impl Place {
     fn read(key: &[u8]) -> Result<Self> {
         let mut reader = Reader::of_sweep(key)?;
         reader.skip_text()?;
-        let (kind, index, model) = (reader.u8()?, reader.u32()?, reader.u32()?);
-        let (first_step, checkpoint) = (reader.u64()?, reader.u64()?);
+        let (task, first_step) = reader.chunk()?;
         let (attempt, sequence) = (Attempt(reader.u64()?), reader.u64()?);
-        let task = TaskKey { model, kind: task_kind(key, kind, checkpoint, index)? };
-        Ok(Self { id: (kind, index, model), task, first_step, checkpoint, attempt, sequence })
+        let checkpoint = match task.kind {
+            TaskKind::Analyse { step, .. } | TaskKind::Compare { step, .. } => step,
+            TaskKind::Source | TaskKind::Trajectory { .. } => 0,
+        };
+        let id = at_checkpoint(task, 0);
+        Ok(Self { id, task, first_step, checkpoint, attempt, sequence })
     }
 }

@@ -198,6 +198,11 @@ fn any_task() -> impl Strategy<Value = TaskKey> {
         (any::<u64>(), any::<u32>())
             .prop_map(|(step, experiment)| TaskKind::Analyse { step, experiment }),
         any::<u32>().prop_map(|index| TaskKind::Trajectory { index }),
+        (0..5u64, 0..3u32, 0..3u32).prop_map(|(step, experiment, pair)| TaskKind::Compare {
+            step,
+            experiment,
+            pair
+        }),
     ];
     (any::<u32>(), kind).prop_map(|(model, kind)| TaskKey { model, kind })
 }
@@ -355,10 +360,13 @@ fn series_come_in_order_with_their_axes_and_only_wanted_models() {
         let mut parts = Vec::new();
         let reader = metrics::SeriesReader::new(&store, 1, "e.m", latest);
         reader
-            .read(wanted, |part| {
-                parts.push((part.task.model, part.steps, part.values));
-                true
-            })
+            .read(
+                |task| wanted(task.model),
+                |part| {
+                    parts.push((part.task.model, part.steps, part.values));
+                    true
+                },
+            )
             .unwrap();
         parts
     };

@@ -95,6 +95,71 @@ async fn a_sweep_runs_to_its_end_and_everything_is_readable() {
 }
 
 #[tokio::test]
+async fn results_of_pairs_name_both_checkpoints() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(settings(data.path())).await;
+    let mut client = server.client().await;
+    let mut worker = Worker::join(&client, "a", "1").await;
+    let mut file = sweep_file();
+    file["compare"] = json!([
+        { "match": { "pairs": "seeds", "at": "all" } },
+        { "match": { "pairs": "consecutive" } },
+    ]);
+    file["trajectory"] = json!(["rank"]);
+    let answer = client.submit(&file).await.unwrap();
+    let plan = answer.plan.unwrap();
+    assert_eq!((plan.compare, plan.trajectory), (3 + 4, 1));
+    while let Some(lease) = worker.acquire(0).await {
+        worker.work(&lease).await;
+    }
+    let status = client.status("last").await;
+    assert_eq!(status.state(), pb::SweepState::Done);
+    assert_eq!(status.compare.unwrap().done, 7);
+    let request = pb::QueryRequest {
+        sweep: answer.sweep.clone(),
+        metric: "match.*".into(),
+        ..Default::default()
+    };
+    let found = client.query(request).await;
+    let shown: Vec<String> = found
+        .iter()
+        .map(|part| {
+            assert_eq!((part.axes[0].name.as_str(), part.axes.len()), ("partner", 1));
+            let label = &part.axes[0].labels[0];
+            format!("{} {:?} {} {label}", part.model, part.steps, part.partner)
+        })
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            "test-recipe-seed0 [0] test-recipe-seed1 test-recipe-seed1@0",
+            "test-recipe-seed0 [100] test-recipe-seed1 test-recipe-seed1@100",
+            "test-recipe-seed0 [200] test-recipe-seed1 test-recipe-seed1@200",
+            "test-recipe-seed0 [100] test-recipe-seed0 test-recipe-seed0@0",
+            "test-recipe-seed0 [200] test-recipe-seed0 test-recipe-seed0@100",
+            "test-recipe-seed1 [100] test-recipe-seed1 test-recipe-seed1@0",
+            "test-recipe-seed1 [200] test-recipe-seed1 test-recipe-seed1@100",
+        ]
+    );
+    assert_eq!(found[3].params, r#"{"pairs":"consecutive"}"#);
+    let listed = client.metrics.list(pb::ListMetricsRequest { sweep: answer.sweep.clone() }).await;
+    let listed = listed.unwrap().into_inner().metrics;
+    let metric = listed.iter().find(|metric| metric.metric == "match.distance").unwrap();
+    assert_eq!(metric.axes[0].name, "partner");
+    let request = pb::GetSweepRequest { sweep: answer.sweep };
+    let files = collect(client.sweeps.artifacts(request).await.unwrap().into_inner()).await;
+    let places: Vec<String> =
+        files.iter().map(|f| format!("{}/{}/{}", f.model, f.checkpoint, f.experiment)).collect();
+    for expected in [
+        "test-recipe-seed0/step200/match-pairs=seeds-at=all-test-recipe-seed1@200",
+        "all/trajectory/rank",
+    ] {
+        assert!(places.iter().any(|place| place == expected), "{expected}: {places:#?}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn the_same_file_is_the_same_sweep_also_after_a_restart() {
     let data = tempfile::tempdir().unwrap();
     let (server, mut client, mut worker, sweep) = with_worker(data.path()).await;

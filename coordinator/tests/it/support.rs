@@ -42,7 +42,12 @@ pub(crate) fn catalog() -> pb::Catalog {
             population: 2,
             ..Default::default()
         }],
-        experiments: vec![experiment("probe", "analyse"), experiment("trace", "trajectory")],
+        experiments: vec![
+            experiment("probe", "analyse"),
+            experiment("trace", "trajectory"),
+            experiment("match", "compare"),
+            pb::Experiment { scope: "sweep".into(), ..experiment("rank", "trajectory") },
+        ],
     }
 }
 
@@ -236,6 +241,10 @@ impl Worker {
                     let step = work.checkpoint.as_ref().unwrap().step;
                     records.push(self.record(attempt, &task, chunk("probe.score", step)));
                 }
+                pb::lease::Work::Compare(work) => {
+                    let step = work.first.as_ref().unwrap().step;
+                    records.push(self.record(attempt, &task, chunk("match.distance", step)));
+                }
                 pb::lease::Work::Import(_) => unreachable!("no test here imports"),
                 pb::lease::Work::Trajectory(_) => {
                     let entry = pb::LogEntry { text: "fitted".into(), ..Default::default() };
@@ -281,5 +290,8 @@ pub(crate) fn tasks(lease: &pb::Lease) -> Vec<pb::TaskKey> {
         }
         pb::lease::Work::Trajectory(work) => work.task.clone().into_iter().collect(),
         pb::lease::Work::Import(work) => work.task.clone().into_iter().collect(),
+        pb::lease::Work::Compare(work) => {
+            work.tasks.iter().filter_map(|task| task.task.clone()).collect()
+        }
     }
 }

@@ -3,8 +3,8 @@
 use serde_json::{Map, Value};
 
 use super::{
-    CheckpointSelection, ExperimentSpec, ModelSource, ModelSpec, Problem, Segment, SweepSpec,
-    expand,
+    CheckpointSelection, ExperimentSpec, ModelSource, ModelSpec, Models, Problem, Segment,
+    SweepSpec, expand,
 };
 use crate::{
     catalog::{self, did_you_mean},
@@ -20,9 +20,13 @@ impl SweepSpec {
     pub fn check(&self, document: &Value, known: &pb::Catalog) -> Result<(), Vec<Problem>> {
         let mut checker = Checker { spec: self, document, catalog: known, problems: Vec::new() };
         checker.models();
-        checker.experiments("experiments", "analyse", &self.experiments);
-        checker.experiments("compare", "compare", &self.compare);
-        checker.experiments("trajectory", "trajectory", &self.trajectory);
+        let listed: Vec<&ExperimentSpec> = self.experiments.iter().collect();
+        checker.experiments("experiments", "analyse", &listed);
+        let listed: Vec<&ExperimentSpec> = self.compare.iter().map(|c| &c.experiment).collect();
+        checker.experiments("compare", "compare", &listed);
+        let listed: Vec<&ExperimentSpec> = self.trajectory.iter().collect();
+        checker.experiments("trajectory", "trajectory", &listed);
+        checker.pairs();
         if checker.problems.is_empty() { Ok(()) } else { Err(checker.problems) }
     }
 }
@@ -119,7 +123,7 @@ impl Checker<'_> {
         let mut params_at = at.to_vec();
         params_at.push(Segment::Key("params".to_owned()));
         let owner = format!("recipe `{name}`");
-        self.params(&params_at, &owner, &recipe.params, params, true);
+        self.params(&params_at, &owner, &recipe.params, params, None);
         let Some(CheckpointSelection::Steps(steps)) = checkpoints else { return };
         // A step that the training never reaches would wait forever.
         for point in expand::grid(recipe, params) {
@@ -134,7 +138,7 @@ impl Checker<'_> {
         }
     }
 
-    fn experiments(&mut self, key: &str, stage: &str, list: &[ExperimentSpec]) {
+    fn experiments(&mut self, key: &str, stage: &str, list: &[&ExperimentSpec]) {
         for (index, experiment) in list.iter().enumerate() {
             let here = path(&[&key, &index]);
             let Some(known) = catalog::experiment(self.catalog, &experiment.name) else {
@@ -158,42 +162,79 @@ impl Checker<'_> {
                 );
                 continue;
             }
-            if list[..index].contains(experiment) {
+            let repeated = match key {
+                "compare" => self.spec.compare[..index].contains(&self.spec.compare[index]),
+                _ => list[..index].contains(experiment),
+            };
+            if repeated {
                 self.add(here, format!("`{}` is listed twice", experiment.name), None);
                 continue;
             }
-            let mut at = here;
-            let written = &self.document[key][index];
-            let canonical = written.get("name").is_some() && written.get("params").is_some();
-            let inner = if canonical { "params" } else { experiment.name.as_str() };
-            at.push(Segment::Key(inner.to_owned()));
+            let at = self.params_path(key, index, &experiment.name);
             let owner = format!("experiment `{}`", experiment.name);
             let here = at[..at.len() - 1].to_vec();
-            self.params(&at, &owner, &known.params, &experiment.params, false);
-            self.reads(here, known);
+            let produced = self.metric_names(!known.scope.is_empty());
+            self.params(&at, &owner, &known.params, &experiment.params, Some(&produced));
+            self.reads(here, known, &produced);
+        }
+    }
+
+    /// Where the parameters of an experiment are written.
+    fn params_path(&self, key: &str, index: usize, name: &str) -> Vec<Segment> {
+        let written = &self.document[key][index];
+        let canonical = written.get("name").is_some() && written.get("params").is_some();
+        let inner = if canonical { "params" } else { name };
+        path(&[&key, &index, &inner])
+    }
+
+    /// Checks that the pairs to compare exist. Needs models without problems.
+    fn pairs(&mut self) {
+        let spec = self.spec;
+        if spec.compare.is_empty() || !self.problems.is_empty() {
+            return;
+        }
+        let models = match Models::new(spec, self.catalog) {
+            Ok(models) => models,
+            Err(problems) => {
+                for message in problems {
+                    self.add(path(&[&"models"]), message, None);
+                }
+                return;
+            }
+        };
+        for (index, compare) in spec.compare.iter().enumerate() {
+            let Err(problems) = compare.pairs.resolve(&models) else { continue };
+            for (below, message, hint) in problems {
+                let mut path = self.params_path("compare", index, &compare.experiment.name);
+                path.extend(below);
+                self.add(path, message, hint);
+            }
         }
     }
 
     /// Checks that the sweep produces the metric series that an experiment always reads.
-    fn reads(&mut self, here: Vec<Segment>, known: &pb::Experiment) {
-        let produced = self.metric_names();
+    fn reads(&mut self, here: Vec<Segment>, known: &pb::Experiment, produced: &[String]) {
         let Some(missing) = known.reads.iter().find(|name| !produced.contains(name)) else {
             return;
         };
         let message =
             format!("`{}` reads the metric `{missing}`, which nothing here produces", known.name);
         let owner = missing.split('.').next().unwrap_or(missing);
-        self.add(here, message, Some(format!("add `{owner}` to `experiments`")));
+        let stage =
+            catalog::experiment(self.catalog, owner).map_or("analyse", |e| e.stage.as_str());
+        let section = if stage == "analyse" { "experiments" } else { stage };
+        self.add(here, message, Some(format!("add `{owner}` to `{section}`")));
     }
 
-    /// Checks names, types and ranges of parameters; `grid` allows a list of values per parameter.
+    /// Checks names, types and ranges of parameters. Those of a recipe may have a list of values each;
+    /// those of an experiment may name metrics, out of `metrics`.
     fn params(
         &mut self,
         at: &[Segment],
         owner: &str,
         known: &[pb::Param],
         given: &Map<String, Value>,
-        grid: bool,
+        metrics: Option<&[String]>,
     ) {
         for (key, value) in given {
             let mut path = at.to_vec();
@@ -211,7 +252,7 @@ impl Checker<'_> {
                 });
                 continue;
             };
-            let axis = if grid { expand::axis_of(param, value) } else { None };
+            let axis = expand::axis_of(param, value).filter(|_| metrics.is_none());
             let values = axis.unwrap_or(std::slice::from_ref(value));
             for (index, value) in values.iter().enumerate() {
                 let mut path = path.clone();
@@ -220,7 +261,7 @@ impl Checker<'_> {
                 }
                 if values[..index].contains(value) {
                     self.add(path, format!("`{key}` lists {value} twice"), None);
-                } else if let Err((message, hint)) = self.value(param, value) {
+                } else if let Err((message, hint)) = self.value(param, value, metrics) {
                     self.add(path, message, hint);
                 }
             }
@@ -272,7 +313,12 @@ impl Checker<'_> {
         }
     }
 
-    fn value(&self, param: &pb::Param, value: &Value) -> Result<(), (String, Option<String>)> {
+    fn value(
+        &self,
+        param: &pb::Param,
+        value: &Value,
+        metrics: Option<&[String]>,
+    ) -> Result<(), (String, Option<String>)> {
         let name = &param.name;
         if value.is_null() && expand::default_of(param).is_null() {
             return Ok(());
@@ -318,7 +364,7 @@ impl Checker<'_> {
                 return Err((message, did_you_mean(text, choices)));
             }
             if param.kind == "metric" {
-                let known = self.metric_names();
+                let known = metrics.unwrap_or_default();
                 if !known.iter().any(|metric| metric == text) {
                     let message = format!("no metric `{text}` in this sweep");
                     let hint = did_you_mean(text, known.iter().map(String::as_str))
@@ -330,8 +376,9 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// Full names of all metrics that the sweep's trainings and experiments produce.
-    fn metric_names(&self) -> Vec<String> {
+    /// Full names of all metrics that the sweep's trainings and experiments produce, on request those
+    /// of pairs too.
+    fn metric_names(&self, pairs: bool) -> Vec<String> {
         let mut names = Vec::new();
         let mut add = |owner: &str, metrics: &[pb::Metric]| {
             names.extend(metrics.iter().map(|metric| format!("{owner}.{}", metric.name)));
@@ -343,7 +390,8 @@ impl Checker<'_> {
                 add(&recipe.name, &recipe.metrics);
             }
         }
-        for experiment in &self.spec.experiments {
+        let compare = self.spec.compare.iter().filter(|_| pairs).map(|c| &c.experiment);
+        for experiment in self.spec.experiments.iter().chain(compare) {
             if let Some(known) = catalog::experiment(self.catalog, &experiment.name) {
                 add(&known.name, &known.metrics);
             }

@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{CheckpointSelection, ModelSource, ModelSpec};
+use super::{CheckpointSelection, ModelSource, ModelSpec, label::plain};
 use crate::pb;
 
 /// Checkpoints of a training whose sweep file does not select any.
@@ -117,31 +117,6 @@ pub fn training_steps(selection: Option<&CheckpointSelection>, total: u64) -> Ve
     }
 }
 
-/// The label of a model: recipe, the values of its grid axes, seed. Safe as a folder name.
-pub fn model_label(
-    model: &ModelSpec,
-    axes: &[(String, Vec<Value>)],
-    point: &Map<String, Value>,
-    seed: u64,
-) -> String {
-    match &model.source {
-        ModelSource::Train { recipe, .. } => {
-            let mut label = recipe.clone();
-            for (name, _) in axes {
-                label = format!("{label}-{name}={}", plain(&point[name]));
-            }
-            format!("{label}-seed{seed}")
-        }
-        ModelSource::Named(_) | ModelSource::Hub(_) | ModelSource::Path(_) => {
-            let mut label = import_label(model);
-            for (name, _) in axes {
-                label = format!("{label}-{name}={}", plain(&point[name]));
-            }
-            label
-        }
-    }
-}
-
 /// The label of a model that this system did not train: its `name`, or else the last part of
 /// where it comes from.
 pub fn import_label(model: &ModelSpec) -> String {
@@ -155,15 +130,4 @@ pub fn import_label(model: &ModelSpec) -> String {
         (None, ModelSource::Train { recipe, .. }) => recipe.as_str(),
     };
     plain(&Value::String(text.to_owned()))
-}
-
-/// A value as part of a file name.
-fn plain(value: &Value) -> String {
-    let text = match value {
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    };
-    text.chars()
-        .map(|c| if c.is_ascii_alphanumeric() || "._-+=".contains(c) { c } else { '_' })
-        .collect()
 }

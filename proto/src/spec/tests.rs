@@ -210,6 +210,10 @@ fn checkpoint_selections_cover_start_and_end() {
     assert_eq!(steps(None).len(), 41);
 }
 
+fn empty() -> SweepSpec {
+    SweepSpec::decode(&json!({ "name": "x", "models": ["a"] })).unwrap()
+}
+
 #[test]
 fn grids_are_indexed_without_being_built() {
     let catalog = catalog();
@@ -220,9 +224,17 @@ fn grids_are_indexed_without_being_built() {
     let point = expand::point(params, &axes, 4);
     assert_eq!((&point["p"], &point["weight_decay"]), (&json!(71), &json!(0.3)));
     assert_eq!(point["widths"], json!([1, 2]));
-    let source = ModelSource::Train { recipe: "r".into(), params: params.clone(), seeds: vec![0] };
+    let source = ModelSource::Train {
+        recipe: "modular-addition".into(),
+        params: params.clone(),
+        seeds: vec![7],
+    };
     let model = ModelSpec { source, import: Import::default(), checkpoints: None };
-    assert_eq!(expand::model_label(&model, &axes, &point, 7), "r-p=71-weight_decay=0.3-seed7");
+    let spec = SweepSpec { models: vec![model], ..empty() };
+    let models = Models::new(&spec, &catalog).unwrap();
+    assert_eq!(models.len(), 6);
+    assert_eq!(models.label(4), "modular-addition-p=71-weight_decay=0.3-seed7");
+    assert_eq!(models.entries()[0].label(), "modular-addition");
 }
 
 #[test]

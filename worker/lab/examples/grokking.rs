@@ -91,7 +91,7 @@ fn follow(run: &mut Run, name: &str, params: &Json, series: &SeriesTable) -> Res
     let mut sink = MemorySink::default();
     let checkpoints = match experiment.inputs(params)? {
         Inputs::Checkpoints => Some(run as &mut dyn Checkpoints),
-        Inputs::Series(_) | Inputs::Checkpoint { .. } => None,
+        Inputs::Series(_) | Inputs::Checkpoint { .. } | Inputs::Couple => None,
     };
     let input = TrajectoryInput { checkpoints, series, device: Device::Cpu };
     trajectory(experiment, params, input, &mut sink)?;

@@ -51,6 +51,27 @@ pub enum Stage {
     Compare,
     /// Looks at all checkpoints of a model, or at metric series of it.
     Trajectory,
+    /// Does so for several models in one task.
+    Joint(Scope),
+}
+
+/// Which models one task of a joint experiment looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// All seeds and grid points of one entry of `models:`.
+    Entry,
+    /// All models of the sweep.
+    Sweep,
+}
+
+impl Scope {
+    /// Stable lowercase name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Entry => "entry",
+            Self::Sweep => "sweep",
+        }
+    }
 }
 
 impl Stage {
@@ -60,7 +81,7 @@ impl Stage {
             Self::Train => "train",
             Self::Analyse => "analyse",
             Self::Compare => "compare",
-            Self::Trajectory => "trajectory",
+            Self::Trajectory | Self::Joint(_) => "trajectory",
         }
     }
 }
@@ -127,6 +148,8 @@ pub struct MetricDef {
 pub enum Axis {
     /// Transformer block.
     Layer,
+    /// Setting of a training that others are compared with, labelled with what differs from the default.
+    Arm,
     /// Attention head.
     Head,
     /// Fourier frequency `1..=p/2`.
@@ -157,6 +180,30 @@ pub enum Axis {
     Dtype,
     /// Kind of finding, labelled with its name.
     Finding,
+    /// Template of a prompt, labelled with its name.
+    Template,
+    /// Part of the model that writes to the residual stream, labelled with its name (`L9H6`, `L9.mlp`).
+    Part,
+    /// Class of attention heads, labelled with its name.
+    HeadClass,
+    /// Task that a prompt sets, labelled with its name.
+    Probe,
+    /// Number of solved examples in front of the question.
+    Shots,
+    /// Model of a sweep or of one of its entries, labelled.
+    Member,
+    /// Block of the other model of a pair.
+    PartnerLayer,
+    /// Frequency that the other model of a pair follows.
+    PartnerFrequency,
+    /// Digit that another one is compared with.
+    OtherDigit,
+    /// Pair of models, or of positions that attention is read between, labelled with both.
+    Pair,
+    /// Place on the line between two models, labelled from 0 to 1.
+    Point,
+    /// Data that a loss is taken on, labelled (`train`, `test`).
+    Split,
 }
 
 impl Axis {
@@ -179,6 +226,19 @@ impl Axis {
             Self::Row => "row",
             Self::Dtype => "dtype",
             Self::Finding => "finding",
+            Self::Template => "template",
+            Self::Part => "part",
+            Self::HeadClass => "head_class",
+            Self::Probe => "probe",
+            Self::Shots => "shots",
+            Self::Arm => "arm",
+            Self::Member => "member",
+            Self::PartnerLayer => "partner_layer",
+            Self::PartnerFrequency => "partner_frequency",
+            Self::OtherDigit => "other_digit",
+            Self::Pair => "pair",
+            Self::Point => "point",
+            Self::Split => "split",
         }
     }
 }
@@ -261,4 +321,6 @@ pub enum FigureKind {
     Scatter,
     /// One axis against steps, colour is the value.
     HeatMap,
+    /// Model by model, colour is the value; for experiments on pairs.
+    Pairs,
 }

@@ -8,7 +8,9 @@
 use sweep_lens::{Hook, Tensor, checkpoint::Checkpoint};
 
 use crate::{
-    card::{Card, Stage},
+    card::{Card, Scope, Stage},
+    cohort::Cohort,
+    compare::Couple,
     error::{Error, Result},
     params::{self, ParamSet},
     sink::Context,
@@ -17,8 +19,8 @@ use crate::{
 
 pub(crate) use crate::subject::Subject;
 
-/// One analysis. Implement [`Experiment::analyse`] or [`Experiment::trajectory`], as
-/// [`Card::stage`] says.
+/// One analysis. Implement the one method that [`Card::stage`] asks for: [`Experiment::analyse`],
+/// [`Experiment::compare`], [`Experiment::trajectory`] or [`Experiment::joint`].
 pub trait Experiment: Send + Sync + 'static {
     /// Knobs; `Default` is what the paper uses.
     type Params: ParamSet;
@@ -34,6 +36,17 @@ pub trait Experiment: Send + Sync + 'static {
         Err(wrong_stage(Self::CARD, Stage::Analyse))
     }
 
+    /// Stage [`Stage::Compare`]: looks at two checkpoints.
+    fn compare(
+        &self,
+        couple: &Couple<'_>,
+        params: Self::Params,
+        cx: &mut Context<'_>,
+    ) -> Result<()> {
+        let _ = (couple, params, cx);
+        Err(wrong_stage(Self::CARD, Stage::Compare))
+    }
+
     /// Stage [`Stage::Trajectory`]: looks at all checkpoints or at metric series.
     fn trajectory(
         &self,
@@ -43,6 +56,17 @@ pub trait Experiment: Send + Sync + 'static {
     ) -> Result<()> {
         let _ = (input, params, cx);
         Err(wrong_stage(Self::CARD, Stage::Trajectory))
+    }
+
+    /// Stage [`Stage::Joint`]: looks at checkpoints or metric series of several models.
+    fn joint(
+        &self,
+        cohort: &mut Cohort<'_>,
+        params: Self::Params,
+        cx: &mut Context<'_>,
+    ) -> Result<()> {
+        let _ = (cohort, params, cx);
+        Err(wrong_stage(Self::CARD, Stage::Joint(Scope::Sweep)))
     }
 }
 
@@ -65,7 +89,9 @@ pub enum Inputs {
         /// The weights of the checkpoint before it too.
         previous: bool,
     },
-    /// All checkpoints of the model, streamed one at a time in step order.
+    /// Two checkpoints.
+    Couple,
+    /// All checkpoints of the model (or of several), streamed one at a time in step order.
     Checkpoints,
     /// Only these metric series, by full name `experiment.metric`.
     Series(Vec<String>),
@@ -136,10 +162,24 @@ pub trait AnyExperiment: Send + Sync {
         subject: &Subject<'a>,
         params: &serde_json::Value,
     ) -> Result<Analysis<'a>>;
+    /// See [`Experiment::compare`].
+    fn compare(
+        &self,
+        couple: &Couple<'_>,
+        params: &serde_json::Value,
+        cx: &mut Context<'_>,
+    ) -> Result<()>;
     /// See [`Experiment::trajectory`].
     fn trajectory(
         &self,
         input: &mut TrajectoryInput<'_>,
+        params: &serde_json::Value,
+        cx: &mut Context<'_>,
+    ) -> Result<()>;
+    /// See [`Experiment::joint`].
+    fn joint(
+        &self,
+        cohort: &mut Cohort<'_>,
         params: &serde_json::Value,
         cx: &mut Context<'_>,
     ) -> Result<()>;
@@ -178,6 +218,21 @@ impl<E: Experiment> AnyExperiment for E {
         Experiment::analyse(self, subject, params)
     }
 
+    fn compare(
+        &self,
+        couple: &Couple<'_>,
+        params: &serde_json::Value,
+        cx: &mut Context<'_>,
+    ) -> Result<()> {
+        let params = params::decode(params)?;
+        for Checkpoint { config, extra, .. } in [couple.first.checkpoint, couple.second.checkpoint]
+        {
+            let recipe = extra.get("recipe").and_then(serde_json::Value::as_str);
+            E::CARD.requires.check(E::CARD.name, config, recipe)?;
+        }
+        Experiment::compare(self, couple, params, cx)
+    }
+
     fn trajectory(
         &self,
         input: &mut TrajectoryInput<'_>,
@@ -185,5 +240,14 @@ impl<E: Experiment> AnyExperiment for E {
         cx: &mut Context<'_>,
     ) -> Result<()> {
         Experiment::trajectory(self, input, params::decode(params)?, cx)
+    }
+
+    fn joint(
+        &self,
+        cohort: &mut Cohort<'_>,
+        params: &serde_json::Value,
+        cx: &mut Context<'_>,
+    ) -> Result<()> {
+        Experiment::joint(self, cohort, params::decode(params)?, cx)
     }
 }

@@ -8,7 +8,7 @@ use sweep_lens::{Config, Device, Tensor, Transformer, Weights};
 
 use crate::{
     error::{Error, Result},
-    interventions::{Auxiliary, Penalty, Reference},
+    interventions::{Auxiliary, Penalty, Reference, UnitKind},
     optimizer::{AdamW, Rule},
     recipe::Objective,
     trainer_state::Progress,
@@ -153,14 +153,24 @@ impl Group {
         self.model.config()
     }
 
-    /// The update that leads from `step` to `step + 1`.
-    pub(crate) fn update(&mut self, step: u64, lr: f64) {
+    /// Goes on with another optimizer, without moments.
+    pub(crate) fn begin(&mut self, rule: Rule) {
+        self.rule = rule;
+        tch::no_grad(|| {
+            let _ = self.exp_avg.zero_();
+            let _ = self.exp_avg_sq.zero_();
+        });
+    }
+
+    /// The update that leads from `step` to `step + 1`; `n_updates` counts this one, from 1 where the
+    /// optimizer began.
+    pub(crate) fn update(&mut self, step: u64, lr: f64, n_updates: u64) {
         let mut loss = self.objective.loss(&self.model, step);
         if let Some((factor, penalty)) = &self.penalty {
             loss += penalty(&self.model) * *factor;
         }
         let gradient = self.gradient(&loss);
-        self.descend(&gradient, lr, step + 1);
+        self.descend(&gradient, lr, n_updates);
         if let Some(Hold { free, value }) = &self.hold {
             tch::no_grad(|| {
                 let _ = self.flat.g_mul_(free);
@@ -200,15 +210,28 @@ impl Group {
         Tensor::cat(&pieces, 0)
     }
 
-    /// Weights of each model and the gradient of its training loss at `step`, on the CPU.
-    pub(crate) fn references(&self, step: u64) -> Vec<Reference> {
+    /// Weights of each model, the gradient of its training loss at `step`, and how much its units of kind
+    /// `circuit` belong to its circuit, on the CPU.
+    pub(crate) fn references(
+        &self,
+        step: u64,
+        circuit: Option<UnitKind>,
+    ) -> Result<Vec<Reference>> {
         let gradient = self.gradient(&self.objective.loss(&self.model, step));
-        (0..self.members.len())
+        let circuit = circuit.map(|kind| self.circuit(kind)).transpose()?;
+        Ok((0..self.members.len())
             .map(|model| Reference {
                 weights: self.weights(model).to_device(Device::Cpu),
                 gradient: self.unpack(&gradient, model).to_device(Device::Cpu),
+                circuit: circuit.as_ref().map(|scores| scores.get(model as i64)),
             })
-            .collect()
+            .collect())
+    }
+
+    /// How much the units belong to each model's circuit, `[n_models, layer, unit]` on the CPU.
+    pub(crate) fn circuit(&self, kind: UnitKind) -> Result<Tensor> {
+        let scores = tch::no_grad(|| self.objective.circuit(&self.model, kind))?;
+        Ok(scores.to_device(Device::Cpu))
     }
 
     pub(crate) fn evaluate(&self) -> Vec<(&'static str, Tensor)> {

@@ -2,8 +2,9 @@
 //!
 //! # Map
 //! - [`EXPERIMENTS`] and [`RECIPES`] are the only lists; each entry describes itself by a [`Card`].
-//! - [`analyse`] runs a bundle of experiments on one checkpoint, [`trajectory`] one experiment on all
-//!   checkpoints or metric series of a model, [`train`] a group of seeds of a recipe.
+//! - [`analyse`] runs a bundle of experiments on one checkpoint, [`compare`] one experiment on two,
+//!   [`trajectory`] one on all checkpoints or metric series of a model, [`joint`] one on those of
+//!   several models, [`train`] a group of seeds of a recipe.
 //! - `fourier`, `progress_measures` and `curve` hold the mathematics, free of sinks and cards.
 //!
 //! # Invariants
@@ -13,6 +14,9 @@
 
 mod addition_task;
 mod card;
+mod circuit;
+mod cohort;
+mod compare;
 pub mod curve;
 pub mod data;
 mod error;
@@ -36,6 +40,7 @@ pub mod rebasin;
 mod recipe;
 pub mod recipes;
 mod sequence;
+mod shared_task;
 mod sink;
 mod subject;
 mod train;
@@ -47,18 +52,20 @@ pub mod vocabulary;
 pub use sweep_lens as lens;
 
 pub use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Scope, Stage, Unit},
+    cohort::{Cohort, CohortCheckpoints, CohortSeries, Member, MemberSeries, joint},
+    compare::{Couple, compare},
     error::{Class, Error, Result},
     executor::{AnalyseJob, analyse},
     experiment::{Analysis, AnyExperiment, Experiment, Inputs, Observer, Procedure, TokenSet},
     experiments::EXPERIMENTS,
-    interventions::{Auxiliary, Interventions, Measure, Penalty},
+    interventions::{Auxiliary, Interventions, Measure, Penalty, UnitKind},
     params::{MetricName, NoParams, ParamDef, ParamKind, ParamSet, ParamType},
-    recipe::{AnyRecipe, Objective, Plan, Recipe},
+    recipe::{AnyRecipe, Objective, Phase, Plan, Recipe},
     recipes::RECIPES,
     sink::{Cancelled, Context, MemorySink, Sink},
     subject::{FileIdentity, StoredTensors, Subject, TextCodec},
-    train::{CheckpointPlan, SeedOutcome, Signal, TrainSink, train},
+    train::{CheckpointPlan, SeedOutcome, Signal, TrainSink, train, train_from},
     trajectory::{Cell, Checkpoints, Series, SeriesTable, TrajectoryInput, trajectory},
     value::Value,
 };

@@ -4,7 +4,7 @@
 //! Main type: [`FullBatch`]. Losses are float64; rows of a population are each model's own split of the
 //! same pairs. Invariant: every model of a group answers the same pairs in the same order.
 
-use sweep_lens::{Device, Kind, Run, Tensor, Transformer, Weights};
+use sweep_lens::{Cache, Device, Hook, Kind, Run, Site, Tensor, Transformer, Weights};
 
 use crate::{
     card::{Figure, FigureKind, MetricDef, Unit},
@@ -12,7 +12,7 @@ use crate::{
     error::{Error, Result},
     experiment::TokenSet,
     fourier::Basis,
-    interventions::{self, Auxiliary, Measure, Penalty},
+    interventions::{self, Auxiliary, Measure, Penalty, UnitKind},
     params, random,
     recipe::Objective,
     recipes::{modular_addition, modular_addition_mlp},
@@ -140,18 +140,36 @@ impl FullBatch {
         }
     }
 
+    /// 1 for a + b and -1 for a - b; an error naming the parameter that needs waves over one of them.
+    fn sign(&self, parameter: &str) -> Result<i64> {
+        match self.operation {
+            Operation::Add => Ok(1),
+            Operation::Subtract => Ok(-1),
+            Operation::Multiply | Operation::Quadratic => {
+                let problem =
+                    format!("{:?} has no Fourier circuit over a + b or a - b", self.operation);
+                Err(Error::params(parameter, problem))
+            }
+        }
+    }
+
+    /// Activations of a layer's neurons at the last position, `[n_models, p², d_mlp]` per layer.
+    fn neurons(&self, model: &Transformer) -> Vec<Tensor> {
+        let is_neuron = |hook| matches!(hook, Hook::Block { site: Site::MlpPost, .. });
+        let mut cache = Cache::only(is_neuron);
+        let _logits = model.forward(&self.tokens, &Run::LAST_POSITION, &mut cache);
+        let last = cache.iter().map(|(_, activation)| {
+            let pos = activation.size()[activation.dim() - 2];
+            let last = activation.select(-2, pos - 1);
+            let [n_pairs, width] = [self.labels.size()[0], last.size()[last.dim() - 1]];
+            last.reshape([-1, n_pairs, width])
+        });
+        last.collect()
+    }
+
     /// The waves `[wave, pair]` that a term keeps or removes.
     fn waves(&self, term: &Auxiliary) -> Result<Tensor> {
-        let sign = match self.operation {
-            Operation::Add => 1,
-            Operation::Subtract => -1,
-            Operation::Multiply | Operation::Quadratic => {
-                return Err(Error::params(
-                    "aux",
-                    format!("{:?} has no Fourier circuit over a + b or a - b", self.operation),
-                ));
-            }
-        };
+        let sign = self.sign("aux")?;
         let sign = if term.control { -sign } else { sign };
         let basis = Basis::of_task(self.n_classes, sign, self.tokens.device())?;
         let all = basis.n_frequencies();
@@ -222,6 +240,31 @@ impl Objective for FullBatch {
                 of_norms(|norms| norms.sum_dim_intlist(&[1i64][..], false, Kind::Double))
             }
         }
+    }
+
+    /// Variance of a neuron that its own frequency explains, times the squared norm of what it writes.
+    fn circuit(&self, model: &Transformer, kind: UnitKind) -> Result<Tensor> {
+        if kind == UnitKind::Head {
+            let problem = "expected neurons, which follow frequencies, found heads";
+            return Err(Error::params("edit_of", problem));
+        }
+        self.sign("edit_select")?;
+        let basis = Basis::new(self.n_classes, self.tokens.device())?;
+        let layers = self.neurons(model).into_iter().enumerate().map(|(layer, activations)| {
+            let written = match model.weights().get(&format!("blocks.{layer}.mlp.W_out")) {
+                Some(w_out) => w_out,
+                None => model.weights().require(&format!("layers.{}.W", layer + 1))?,
+            };
+            let written = written.square().sum_dim_intlist(&[-1i64][..], false, Kind::Double);
+            let explained = (0..activations.size()[0]).map(|index| {
+                let activations = activations.get(index);
+                let best = basis.variance_explained(&activations).nan_to_num(0.0, None, None);
+                let variance = activations.to_kind(Kind::Double).var_dim(&[0i64][..], false, false);
+                best.amax(&[0i64][..], false) * variance
+            });
+            Ok(Tensor::stack(&explained.collect::<Vec<_>>(), 0) * written)
+        });
+        Ok(Tensor::stack(&layers.collect::<Result<Vec<_>>>()?, 1))
     }
 
     fn evaluate(&self, model: &Transformer) -> Vec<(&'static str, Tensor)> {
@@ -307,7 +350,10 @@ mod tests {
     use sweep_lens::{Config, init};
 
     use super::*;
-    use crate::{data::modular::Form, interventions::Interventions, progress_measures::Measurer};
+    use crate::{
+        data::modular::Form, interventions::Interventions, progress_measures::Measurer,
+        value::to_vec,
+    };
 
     /// A drawn perceptron for p = 7 with its task.
     fn model(seed: u64, n_models: i64) -> (Transformer, FullBatch, Measurer) {
@@ -361,6 +407,46 @@ mod tests {
         let squares =
             model.weights().iter().map(|(_, w)| w.square().sum(Kind::Double).double_value(&[]));
         assert!((norm - squares.sum::<f64>()).abs() < 1e-10);
+    }
+
+    #[test]
+    fn neurons_that_follow_a_frequency_make_the_circuit() {
+        let (p, width) = (7, 6);
+        let config = Config::mlp(1, 2 * p, width, p, 2);
+        // Neurons 1 and 4 add waves of a and b; 0 is dead, 2 sees one residue, 3 and 5 write nothing.
+        let wave = |neuron: i64, x: i64| {
+            let angle = std::f64::consts::TAU * (neuron * x) as f64 / p as f64;
+            1.0 + (angle + neuron as f64).cos()
+        };
+        let mut first = vec![0.0; (2 * p * width) as usize];
+        for x in 0..p {
+            for neuron in [1, 4, 3, 5] {
+                first[(x * width + neuron) as usize] = wave(neuron, x);
+                first[((p + x) * width + neuron) as usize] = wave(neuron, x);
+            }
+        }
+        first[2] = 1.0;
+        let first = Tensor::from_slice(&first).view([2 * p, width]);
+        let last = Tensor::ones([width, p], (Kind::Double, Device::Cpu));
+        let _ = last.get(3).zero_();
+        let _ = last.get(5).zero_();
+        let weights: Weights = [("layers.0.W".to_owned(), first), ("layers.1.W".to_owned(), last)]
+            .into_iter()
+            .collect();
+        let pairs = |seed| Pairs::new(Operation::Add, Form::OneHot, p, 0.5, seed, Device::Cpu);
+        let task = FullBatch::new(vec![pairs(0)]).unwrap();
+        let alone = Transformer::new(config.clone(), weights.copy()).unwrap();
+        let scores = task.circuit(&alone, UnitKind::Neuron).unwrap();
+        assert_eq!(scores.size(), [1, 1, width]);
+        let order = to_vec(&scores.flatten(0, -1).argsort(0, true));
+        assert!(order[..2].contains(&1.0) && order[..2].contains(&4.0), "{order:?}");
+        assert_eq!(order[2], 2.0);
+        assert!(task.circuit(&alone, UnitKind::Head).is_err());
+        let both = Weights::stack(&[&weights, &weights]).unwrap();
+        let population = Transformer::population(config, both).unwrap();
+        let task = FullBatch::new(vec![pairs(0), pairs(1)]).unwrap();
+        let together = task.circuit(&population, UnitKind::Neuron).unwrap();
+        assert!((together.get(1) - scores.get(0)).abs().max().double_value(&[]) < 1e-12);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::{
     card::Card,
     error::{Error, Result},
     experiment::TokenSet,
-    interventions::{self, Auxiliary, Interventions, Penalty},
+    interventions::{self, Auxiliary, Interventions, Penalty, UnitKind},
     optimizer::{Rule, Schedule},
     params::{self, ParamDef, ParamSet},
     vocabulary::Vocabulary,
@@ -76,6 +76,17 @@ pub trait Objective {
         Err(Error::params("aux", format!("the recipe has no Fourier circuit for the term {name}")))
     }
 
+    /// How much each head or neuron belongs to the circuit that solves the task, `[n_models, layer, unit]`;
+    /// only the order within a layer matters. Called without gradients.
+    ///
+    /// # Errors
+    /// A recipe that does not know its circuit in such units.
+    fn circuit(&self, model: &Transformer, kind: UnitKind) -> Result<Tensor> {
+        let _ = model;
+        let units = if kind == UnitKind::Head { "heads" } else { "neurons" };
+        Err(Error::params("edit_select", format!("the recipe knows no circuit of {units}")))
+    }
+
     /// Lets the data come in the order of other seeds, one per model, from the next batch on (D33); what
     /// they are drawn from stays. Returns false if there is no order, as in full-batch training.
     fn reorder(&mut self, seeds: &[u64]) -> bool {
@@ -90,16 +101,45 @@ pub trait Objective {
 }
 
 /// How long and with what to train.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     /// Number of updates.
     pub steps: u64,
     /// Metrics are streamed at multiples of this and at the end.
     pub eval_every: u64,
-    /// Optimizer.
+    /// What each part of the training is done with; the first one starts at 0, the others later, ascending.
+    pub phases: Vec<Phase>,
+}
+
+/// A part of a training, with an optimizer of its own.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Phase {
+    /// Updates before it.
+    pub start: u64,
+    /// Optimizer; starts without moments.
     pub optimizer: Rule,
-    /// Learning rate over steps.
+    /// Learning rate over the steps of the phase.
     pub schedule: Schedule,
+}
+
+impl Plan {
+    /// A training with one optimizer from start to end.
+    pub fn new(steps: u64, eval_every: u64, optimizer: Rule, schedule: Schedule) -> Self {
+        Self { steps, eval_every, phases: vec![Phase { start: 0, optimizer, schedule }] }
+    }
+
+    /// The phase of the update that leads from `step` to `step + 1`.
+    pub(crate) fn phase(&self, step: u64) -> Phase {
+        let phase = self.phases.iter().rfind(|phase| phase.start <= step);
+        *phase.expect("the first phase starts at 0")
+    }
+}
+
+impl Phase {
+    /// Learning rate of the update from `step`, counted in updates of the whole training.
+    pub(crate) fn lr(&self, step: u64) -> f64 {
+        self.schedule.lr(step - self.start)
+    }
 }
 
 /// Object-safe face of [`Recipe`], implemented once for all of them.

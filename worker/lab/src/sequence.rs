@@ -97,7 +97,7 @@ impl Architecture<'_> {
 /// Length, optimizer and evaluation interval from the parameters that these recipes have in common.
 pub(crate) fn plan(optimizer: AdamWConfig, warmup: u64, steps: u64, eval_every: u64) -> Plan {
     let schedule = Schedule { peak: optimizer.lr, warmup };
-    Plan { steps, eval_every, optimizer: optimizer.into(), schedule }
+    Plan::new(steps, eval_every, optimizer.into(), schedule)
 }
 
 /// How many seeds are worth training as one batched model. Per-step launches of a small model leave a GPU
@@ -160,10 +160,11 @@ pub(crate) fn first_rows(n: u64, device: Device) -> Tensor {
 /// # Shapes
 /// - `logits`: `[(n_models,) batch, pos, d_vocab]`
 /// - `tokens`: i64 `[(n_models,) batch, pos]`, or without a model axis if shared
-/// - returns: f32 `[(n_models,) batch, pos - 1]`; entry `i` is about token `i + 1`
+/// - returns: f32 (f64 of f64 logits) `[(n_models,) batch, pos - 1]`; entry `i` is about token `i + 1`
 pub(crate) fn next_token_nll(logits: &Tensor, tokens: &Tensor) -> Tensor {
     let n = logits.size()[logits.dim() - 2] - 1;
-    let log_probs = logits.narrow(-2, 0, n).log_softmax(-1, Kind::Float);
+    let kind = if logits.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    let log_probs = logits.narrow(-2, 0, n).log_softmax(-1, kind);
     let targets = tokens.narrow(-1, 1, n).unsqueeze(-1);
     let mut shape = log_probs.size();
     *shape.last_mut().expect("logits have a vocabulary axis") = 1;

@@ -11,7 +11,7 @@
 //!   state that says so, and is taken out of the group; the others go on.
 
 use serde_json::Value as Json;
-use sweep_lens::{Device, Kind, Tensor, checkpoint};
+use sweep_lens::{Config, Device, Kind, Tensor, Transformer, Weights, checkpoint};
 
 use crate::{
     error::{Error, Result, catch},
@@ -114,10 +114,38 @@ pub fn train(
     device: Device,
     sink: &mut dyn TrainSink,
 ) -> Result<Vec<SeedOutcome>> {
+    train_from(None, recipe, params, seeds, resume, checkpoints, device, sink)
+}
+
+/// [`train`] with the weights of the checkpoint that the parameter `init_from` names, if it names one; every
+/// seed starts from them.
+///
+/// # Errors
+/// As [`train`]; weights without the parameter or the parameter without weights; weights of another
+/// architecture (the tensor is named).
+#[expect(clippy::too_many_arguments, reason = "the arguments of `train` and one more")]
+pub fn train_from(
+    base: Option<&Weights>,
+    recipe: &dyn AnyRecipe,
+    params: &Json,
+    seeds: &[u64],
+    resume: &[Option<Vec<u8>>],
+    checkpoints: &CheckpointPlan,
+    device: Device,
+    sink: &mut dyn TrainSink,
+) -> Result<Vec<SeedOutcome>> {
     let params = recipe.canonical_params(params)?;
     recipe.check_params(&params)?;
     let plan = recipe.plan(&params)?;
     let interventions = recipe.interventions(&params)?;
+    if interventions.init_from.is_empty() == base.is_some() {
+        let found = if base.is_some() { "some" } else { "none" };
+        return Err(Error::params(
+            "init_from",
+            format!("expected weights exactly if it names a checkpoint, found {found}"),
+        ));
+    }
+    let base = base.map(|weights| initial(weights, &recipe.config(&params)?)).transpose()?;
     if let Some(&step) = checkpoints.steps.last().filter(|&&step| step > plan.steps) {
         return Err(Error::params(
             "steps",
@@ -138,6 +166,7 @@ pub fn train(
             seeds,
             plan,
             interventions,
+            base,
             checkpoints,
             device,
             sink,
@@ -146,6 +175,13 @@ pub fn train(
         run.run(resume)?;
         Ok(run.outcomes)
     })
+}
+
+/// Weights of a checkpoint as initial ones, float32 on the CPU, if they are those of `config`.
+fn initial(weights: &Weights, config: &Config) -> Result<Weights> {
+    let weights = weights.to_device(Device::Cpu).to_kind(Kind::Float).copy();
+    // Names every tensor that is missing, unexpected or of another shape.
+    Ok(Transformer::new(config.clone(), weights)?.into_weights())
 }
 
 /// What is left to train after the edit of the initial weights.
@@ -161,6 +197,8 @@ struct TrainingRun<'a> {
     seeds: &'a [u64],
     plan: Plan,
     interventions: Interventions,
+    /// Where every seed starts, if not from weights of its own.
+    base: Option<Weights>,
     checkpoints: &'a CheckpointPlan,
     device: Device,
     sink: &'a mut dyn TrainSink,
@@ -179,7 +217,7 @@ impl TrainingRun<'_> {
             Edited::Members(members) => members,
             Edited::Drained => return Ok(()),
         };
-        let Some(mut group) = self.group(members)? else { return Ok(()) };
+        let Some(mut group) = self.group(members, start.unwrap_or(0))? else { return Ok(()) };
         let total = self.plan.steps;
         let mut step = start.unwrap_or(0);
         let mut is_reported = start.is_some();
@@ -208,10 +246,20 @@ impl TrainingRun<'_> {
             {
                 group.branch(seed)?;
             }
-            group.update(step, self.plan.schedule.lr(step));
+            self.update(&mut group, step);
             step += 1;
             is_reported = false;
         }
+    }
+
+    /// The update that leads from `step` to `step + 1`. A resumed run may stand at the start of a phase, so
+    /// that the optimizer is begun here and not where the phase before ends.
+    fn update(&self, group: &mut Group, step: u64) {
+        let phase = self.plan.phase(step);
+        if phase.start == step && step > 0 {
+            group.begin(phase.optimizer);
+        }
+        group.update(step, phase.lr(step), step - phase.start + 1);
     }
 
     /// Edits the initial weights of members that start, after a reference run where one is needed.
@@ -256,7 +304,12 @@ impl TrainingRun<'_> {
     fn references(&mut self, members: Vec<Member>) -> Result<Option<Vec<Reference>>> {
         let steps = u64::try_from(self.interventions.edit_reference_steps);
         let steps = steps.unwrap_or(self.plan.steps);
-        let Some(mut group) = self.group(members)? else { return Ok(Some(Vec::new())) };
+        let Some(mut group) = self.group(members, 0)? else { return Ok(Some(Vec::new())) };
+        let circuit = interventions::circuit_of(&self.interventions);
+        if let Some(kind) = circuit {
+            // Says at once that the recipe knows no circuit, not when the reference run ends.
+            let _scores = group.circuit(kind)?;
+        }
         for step in 0..steps {
             match self.sink.signal(0, self.plan.steps) {
                 Signal::Continue => {}
@@ -266,9 +319,9 @@ impl TrainingRun<'_> {
                     return Ok(None);
                 }
             }
-            group.update(step, self.plan.schedule.lr(step));
+            self.update(&mut group, step);
         }
-        Ok(Some(group.references(steps)))
+        group.references(steps, circuit).map(Some)
     }
 
     fn objective(&self, seeds: &[u64]) -> Result<Box<dyn Objective>> {
@@ -283,7 +336,11 @@ impl TrainingRun<'_> {
             let (member, step) = match resume.get(index).and_then(Option::as_ref) {
                 None => {
                     let init_seed = self.interventions.seed_of_init(seed);
-                    (Member::fresh(index, seed, self.recipe.init(self.params, init_seed)?), None)
+                    let weights = match &self.base {
+                        Some(base) => base.copy(),
+                        None => self.recipe.init(self.params, init_seed)?,
+                    };
+                    (Member::fresh(index, seed, weights), None)
                 }
                 Some(bytes) => {
                     let file = format!("trainer state of seed {seed}");
@@ -317,15 +374,16 @@ impl TrainingRun<'_> {
         Ok((members, start.flatten()))
     }
 
-    /// A group of `members`, or `None` if there are none.
-    fn group(&self, members: Vec<Member>) -> Result<Option<Group>> {
+    /// A group of `members` that stand at `step`, or `None` if there are none.
+    fn group(&self, members: Vec<Member>, step: u64) -> Result<Option<Group>> {
         if members.is_empty() {
             return Ok(None);
         }
         let seeds: Vec<u64> = members.iter().map(|member| member.seed).collect();
         let objective = self.objective(&seeds)?;
         let config = self.recipe.config(self.params)?;
-        let mut group = Group::new(config, members, objective, self.plan.optimizer, self.device)?;
+        let rule = self.plan.phase(step).optimizer;
+        let mut group = Group::new(config, members, objective, rule, self.device)?;
         let factor = self.interventions.aux_weight;
         if let Some(term) = self.interventions.auxiliary() {
             let penalty = group.penalty(&term)?;
@@ -370,7 +428,7 @@ impl TrainingRun<'_> {
                 let labels = vec![None; shape.len()];
                 self.metric(index, name, step, Value::array(shape, data.to_vec(), labels))?;
             }
-            self.metric(index, "lr", step, Value::scalar(self.plan.schedule.lr(step)))?;
+            self.metric(index, "lr", step, Value::scalar(self.plan.phase(step).lr(step)))?;
         }
         let Some(group) = self.drop_failed(group, &failures, step)? else { return Ok(None) };
         if self.checkpoints.steps.binary_search(&step).is_ok() {
@@ -415,7 +473,7 @@ impl TrainingRun<'_> {
             self.outcomes[index] = SeedOutcome::Failed { step };
             self.sink.failed(index, step, failure.error(step))?;
         }
-        self.group(rest)
+        self.group(rest, step)
     }
 
     fn save_states(&mut self, group: &Group, step: u64) -> Result<()> {

@@ -4,19 +4,23 @@
 //! (`blocks.l.mlp.hook_pre`, `hook_post`), shaped as a transformer's with one position, so that what reads
 //! neurons reads both. A norm, where there is one, stands between activation and next map, as in SoLU.
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use crate::{
     axes::Axes,
     config::{ActFn, Config, Normalization},
+    embed::look_up,
     error::Result,
     hook::{Hook, Site},
     hooks::{self, Hooks},
-    linear::affine,
+    linear::{affine, broadcast},
     model::Run,
     norm::NormLayer,
     weights::Weights,
 };
+
+/// Inputs per active input from which on adding rows of the first map pays. (On a GPU it does not.)
+const SPARSE: i64 = 8;
 
 /// Parameters of a perceptron.
 #[derive(Debug)]
@@ -68,25 +72,63 @@ impl Perceptron {
             self.n_ctx
         );
         let n_hidden = self.maps.len() - 1;
-        let mut x = self.active_inputs(tokens, axes);
+        let mut x = if self.is_sparse(tokens, axes) {
+            None
+        } else {
+            Some(self.active_inputs(tokens, axes))
+        };
         for (layer, (w, b)) in (0u32..).zip(&self.maps[..n_hidden]) {
             let site = |site| Hook::block(layer, site);
-            let pre = hooks::at(hooks, site(Site::MlpPre), affine(&x, w, b.as_ref()));
+            let pre = match &x {
+                Some(x) => affine(x, w, b.as_ref()),
+                None => self.sum_of_rows(tokens, axes),
+            };
+            let pre = hooks::at(hooks, site(Site::MlpPre), pre);
             let mut post = self.act_fn.apply(&pre); // [batch, 1, d_mlp]
             if let Some(norm) = &self.norm {
                 let mid = hooks::at(hooks, site(Site::MlpMid), post);
                 post = norm.forward(&mid, |norm| site(Site::MlpLn(norm)), hooks);
             }
-            x = hooks::at(hooks, site(Site::MlpPost), post);
+            let post = hooks::at(hooks, site(Site::MlpPost), post);
             if run.stop_after_layer == Some(layer) {
-                return x;
+                return post;
             }
+            x = Some(post);
         }
+        let x = x.unwrap_or_else(|| self.active_inputs(tokens, axes));
         if run.skip_unembed {
             return x;
         }
         let (w, b) = &self.maps[n_hidden];
         affine(&x, w, b.as_ref())
+    }
+
+    /// Whether so few inputs are active that adding rows of the first map is faster than a product with it.
+    fn is_sparse(&self, tokens: &Tensor, axes: Axes) -> bool {
+        tokens.device() == Device::Cpu && axes.pos * SPARSE <= self.d_vocab
+    }
+
+    /// The first map of few active inputs, `[(n_models,) batch, 1, d_out]`: the product with a row of few
+    /// ones is the sum of few rows of the map. An input that stands for none is a row of zeros.
+    fn sum_of_rows(&self, tokens: &Tensor, axes: Axes) -> Tensor {
+        let (w, b) = &self.maps[0];
+        let mut nothing = w.size();
+        let rows = nothing.len() - 2;
+        nothing[rows] = 1;
+        let table =
+            Tensor::cat(&[w, &Tensor::zeros(&nothing, (w.kind(), w.device()))], rows as i64);
+        let column = |place| {
+            let axes = Axes { pos: 1, ..axes };
+            look_up(&table, &tokens.narrow(-1, place, 1), axes)
+        };
+        let mut sum = column(0);
+        for place in 1..axes.pos {
+            sum += column(place);
+        }
+        match b {
+            Some(b) => &sum + broadcast(b, &sum),
+            None => sum,
+        }
     }
 
     /// How often each input is active: `[(n_models,) batch, 1, d_vocab]`.

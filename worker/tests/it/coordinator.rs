@@ -218,6 +218,7 @@ pub(crate) fn trajectory(attempt: u64, checkpoints: Vec<pb::Checkpoint>) -> pb::
         version: 1,
         params: r#"{ "of": "weights", "save_basis": true }"#.into(),
         checkpoints,
+        members: Vec::new(),
     };
     let work = Some(pb::lease::Work::Trajectory(work));
     pb::Lease { attempt, sweep: SWEEP.into(), work }

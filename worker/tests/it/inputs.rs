@@ -124,3 +124,37 @@ async fn a_damaged_trainer_state_is_named() {
     assert!(failure.message.contains("step100/trainer.safetensors"), "{}", failure.message);
     assert!(failure.message.contains("tensor `"), "{}", failure.message);
 }
+
+/// Protection: a training that names a checkpoint to start from starts from its very weights, and says
+/// which tensor does not fit instead of starting from anything else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_training_starts_from_the_checkpoint_that_it_names() {
+    let coordinator = Coordinator::start().await;
+    coordinator.with(|s| s.leases.push_back(training(6, 100, &[0, 100])));
+    let _worker = Worker::start(&coordinator, &[]);
+    coordinator.until("the first training", |s| s.is_done(6)).await;
+    let base = coordinator.with(|s| s.checkpoints(6)).pop().unwrap();
+    let file = coordinator.artifact(&base.file.as_ref().unwrap().key);
+    let from = |attempt: u64, place: &str, d_mlp: u64| {
+        let mut lease = training(attempt, 100, &[0]);
+        if let Some(pb::lease::Work::Train(work)) = &mut lease.work {
+            let mut params: serde_json::Value = serde_json::from_str(&work.params).unwrap();
+            params["init_from"] = place.into();
+            params["d_mlp"] = d_mlp.into();
+            work.params = params.to_string();
+        }
+        lease
+    };
+    let folder = file.parent().unwrap().to_str().unwrap();
+    coordinator.with(|s| {
+        s.leases.extend([from(7, folder, 32), from(8, folder, 16), from(9, "/nowhere/at/all", 32)]);
+    });
+    coordinator.until("the second training", |s| s.is_done(7)).await;
+    let start = coordinator.with(|s| s.checkpoints(7)).remove(0);
+    assert_eq!((start.step, &start.weights_hash), (0, &base.weights_hash));
+    coordinator.until("failures", |s| s.failure(8).is_some() && s.failure(9).is_some()).await;
+    let [shape, missing] = coordinator.with(|s| [8, 9].map(|n| s.failure(n).unwrap()));
+    assert_eq!(shape.class(), FailureClass::Permanent);
+    assert!(shape.message.contains("blocks.0.mlp"), "{}", shape.message);
+    assert!(missing.message.contains("/nowhere/at/all"), "{}", missing.message);
+}

@@ -1,9 +1,10 @@
 //! The newest values at a glance. Few models stand side by side, one metric per row; many models
 //! stand below each other, with one table per experiment.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use comfy_table::{Cell, Table};
+use sweep_proto::pb;
 
 use crate::{
     figures::common_prefix,
@@ -41,24 +42,22 @@ pub(in crate::commands) fn summary(mut curves: Vec<Curve>) -> Summary {
     curves.sort_by_key(|curve| match origin(&curve.series) {
         Origin::Train => 0,
         Origin::Analyse => 1,
-        Origin::Trajectory => 2,
+        Origin::Compare => 2,
+        Origin::Trajectory => 3,
     });
-    let mut models: BTreeMap<u32, String> = BTreeMap::new();
-    for curve in &curves {
-        models.entry(curve.series.model_index).or_insert_with(|| curve.series.model.clone());
-    }
     let mut summary = Summary::default();
-    if !curves.is_empty() {
+    for mut curves in by_subject(curves) {
+        let models = name_subjects(&mut curves);
         let narrow = models.values().all(|model| model.len() <= COLUMN_CHARS_MAX);
-        if models.len() <= COLUMNS_MAX && narrow {
-            summary.tables = side_by_side(&curves, &models);
+        summary.tables.extend(if models.len() <= COLUMNS_MAX && narrow {
+            side_by_side(&curves, &models)
         } else {
-            summary.tables = below_each_other(&curves, &models);
+            below_each_other(&curves, &models)
+        });
+        if models.len() > MODELS_MAX {
+            let more = format::count((models.len() - MODELS_MAX) as u64);
+            summary.notes.push(format!("{more} more models: --output json, or `sweep export`"));
         }
-    }
-    if models.len() > MODELS_MAX {
-        let more = format::count((models.len() - MODELS_MAX) as u64);
-        summary.notes.push(format!("{more} more models: --output json, or `sweep export`"));
     }
     if hidden > 0 {
         let what = format::plural(hidden as u64, "series", "series");
@@ -67,6 +66,46 @@ pub(in crate::commands) fn summary(mut curves: Vec<Curve>) -> Summary {
         ));
     }
     summary
+}
+
+/// Curves of single models, of pairs, and of several models together, as far as there are any.
+fn by_subject(curves: Vec<Curve>) -> Vec<Vec<Curve>> {
+    let single = |curve: &&Curve| matches!(origin(&curve.series), Origin::Train | Origin::Analyse);
+    let models: HashSet<String> =
+        curves.iter().filter(single).map(|curve| curve.series.model.clone()).collect();
+    let (mut of_one, mut pairs, mut together) = (Vec::new(), Vec::new(), Vec::new());
+    for curve in curves {
+        if !curve.series.partner.is_empty() {
+            pairs.push(curve);
+        } else if models.contains(&curve.series.model) {
+            of_one.push(curve);
+        } else {
+            together.push(curve);
+        }
+    }
+    [of_one, pairs, together].into_iter().filter(|curves| !curves.is_empty()).collect()
+}
+
+/// Numbers what the curves are about, and names it: a model, or both of a pair.
+fn name_subjects(curves: &mut [Curve]) -> BTreeMap<u32, String> {
+    let subject = |series: &pb::Series| match series.partner.as_str() {
+        "" => series.model.clone(),
+        partner => format!("{} to {partner}", series.model),
+    };
+    let mut order: Vec<(u32, String)> =
+        curves.iter().map(|curve| (curve.series.model_index, subject(&curve.series))).collect();
+    order.sort();
+    order.dedup();
+    let names: BTreeMap<u32, String> =
+        (0u32..).zip(order.into_iter().map(|(_, name)| name)).collect();
+    let index: HashMap<&str, u32> = names.iter().map(|(at, name)| (name.as_str(), *at)).collect();
+    for curve in curves {
+        let name = subject(&curve.series);
+        curve.series.model_index = index[name.as_str()];
+        curve.series.model = name;
+    }
+    drop(index);
+    names
 }
 
 /// Owners (experiment and parameters) in the order of the curves.

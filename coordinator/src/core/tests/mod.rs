@@ -2,6 +2,7 @@
 
 mod faults;
 mod imports;
+mod pairs;
 mod plans;
 mod scheduling;
 

@@ -185,7 +185,7 @@ fn huge_grids_and_schedules_are_refused_before_they_are_built() {
     assert!(problems(&document, 10).contains("more than the limit of 1000000"));
     assert!(problems(&small(3), 14).contains("15 tasks, more than the limit of 14"));
     let mut document = small(1);
-    document["compare"] = json!(["pca"]);
+    document["compare"] = json!([{ "pca": { "pairs": "seeds" } }]);
     assert!(problems(&document, 10).contains("not an experiment for `compare`"));
 }
 

@@ -4,8 +4,10 @@
 //! Invariant: every generator is a pure function of its arguments and a seed.
 
 pub mod addition;
+pub mod ioi;
 pub mod modular;
 pub mod parity;
+pub mod probes;
 pub mod repeats;
 pub mod sorting;
 pub mod synonyms;

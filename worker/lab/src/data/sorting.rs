@@ -1,10 +1,36 @@
-//! Numbers, a separator, the same numbers in ascending order: `BOS x₁ … xₙ SEP y₁ … yₙ`.
+//! Numbers, a separator, the same numbers in ascending order, as they were, or backwards:
+//! `BOS x₁ … xₙ SEP y₁ … yₙ`.
 //!
 //! Main type: [`Lists`]. Tokens are the numbers `0..n_values`, then [`Lists::bos`] and [`Lists::sep`].
 
 use sweep_lens::{Device, Tensor};
 
 use crate::random::counter::Counter;
+
+/// Names of [`Answer`]s, as parameters give them.
+pub(crate) const ANSWERS: [&str; 3] = ["sorted", "copy", "reverse"];
+
+/// Order of the numbers behind the separator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// Ascending.
+    Sorted,
+    /// That of the question.
+    Copy,
+    /// The question's, backwards.
+    Reverse,
+}
+
+impl Answer {
+    /// The order of this name, one of [`ANSWERS`] (which the parameter check guarantees).
+    pub(crate) fn parse(name: &str) -> Self {
+        match name {
+            "copy" => Self::Copy,
+            "reverse" => Self::Reverse,
+            _ => Self::Sorted,
+        }
+    }
+}
 
 /// Endless list of sequences to sort.
 #[derive(Debug)]
@@ -15,21 +41,23 @@ pub struct Lists {
     pub n_values: i64,
     /// Whether no number comes twice in a list.
     pub distinct: bool,
+    /// Order of the answer.
+    pub answer: Answer,
     values: Counter,
 }
 
 impl Lists {
     /// Lists of each of `seeds`; `purpose` keeps sets apart (training, evaluation).
     pub fn new(
-        length: i64,
-        n_values: i64,
+        [length, n_values]: [i64; 2],
         distinct: bool,
+        answer: Answer,
         seeds: &[u64],
         purpose: &str,
         device: Device,
     ) -> Self {
         let values = Counter::new(seeds, &format!("sorting/{purpose}"), device);
-        Self { length, n_values, distinct, values }
+        Self { length, n_values, distinct, answer, values }
     }
 
     /// The token in front of everything.
@@ -49,10 +77,14 @@ impl Lists {
         } else {
             self.values.below(rows, self.length, self.n_values)
         };
-        let (sorted, _) = values.sort(-1, false);
+        let answer = match self.answer {
+            Answer::Sorted => values.sort(-1, false).0,
+            Answer::Copy => values.shallow_clone(),
+            Answer::Reverse => values.flip([-1]),
+        };
         let column = values.narrow(-1, 0, 1);
         let (bos, sep) = (column.full_like(self.bos()), column.full_like(self.sep()));
-        Tensor::cat(&[bos, values, sep, sorted], -1)
+        Tensor::cat(&[bos, values, sep, answer], -1)
     }
 }
 
@@ -64,7 +96,7 @@ mod tests {
     #[test]
     fn answers_are_sorted_questions() {
         for distinct in [false, true] {
-            let lists = Lists::new(4, 6, distinct, &[1, 2], "test", Device::Cpu);
+            let lists = Lists::new([4, 6], distinct, Answer::Sorted, &[1, 2], "test", Device::Cpu);
             let rows = lists.rows(&first_rows(200, Device::Cpu));
             assert_eq!(rows.size(), [2, 200, 10]);
             let mut n_repeats = 0;
@@ -79,5 +111,17 @@ mod tests {
             }
             assert_eq!(n_repeats == 0, distinct, "{n_repeats}");
         }
+    }
+
+    #[test]
+    fn questions_are_copied_and_reversed() {
+        let rows = |name: &str| {
+            let lists = Lists::new([3, 9], true, Answer::parse(name), &[4], "test", Device::Cpu);
+            Vec::<i64>::try_from(lists.rows(&first_rows(1, Device::Cpu)).get(0)).unwrap()
+        };
+        let (copy, reverse) = (rows("copy"), rows("reverse"));
+        assert_eq!(copy[1..4], copy[5..]);
+        assert_eq!(copy[..5], reverse[..5], "the same question");
+        assert_eq!([copy[3], copy[2], copy[1]], reverse[5..]);
     }
 }

@@ -18,7 +18,7 @@ pub const END: i64 = N_CTX - 2;
 
 /// `{A}` and `{B}` are the pair, one of which is the subject `{S}` and the other the indirect object `{IO}`;
 /// `{C}` and `{D}` are others.
-const TEMPLATES: [&str; 6] = [
+pub(super) const TEMPLATES: [&str; 6] = [
     "BOS when {A} and {B} went to the {PLACE} , {C} was at the {OTHER} . then {S} gave a {OBJECT} to {IO}",
     "BOS {C} was at the {OTHER} . when {A} and {B} went to the {PLACE} , then {S} gave a {OBJECT} to {IO}",
     "BOS then , {A} and {B} had a {OBJECT} . {C} met {D} and {C} left . {S} gave the {OBJECT} to {IO}",

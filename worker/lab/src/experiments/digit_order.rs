@@ -1,15 +1,19 @@
-//! In which order a model of addition learns its digits, and what might explain it.
+//! In which order models of addition learn their digits, how far seeds agree on it, and what might explain it.
 //!
 //! # What it measures
-//! The loss of every answer digit at every checkpoint, on fixed held-out sums; from it `half_step` (first checkpoint with half
-//! of the change done), `rank` by it, and the same for carries by sub-task (`sub_task_half_step`). Predictors, one per digit,
-//! known before or at the first checkpoint:
+//! For every model of one entry (its seeds and grid points): the loss of every answer digit at every checkpoint, on fixed held-out
+//! sums (`loss_digit`); from it `half_step` (first checkpoint with half of the change done), `rank` by it, and the same for
+//! carries by sub-task (`make_carry_step`, `use_sum9_step`, `no_carry9_step`). Predictors, one per digit, known before or at the
+//! first checkpoint:
 //! - `label_entropy`: entropy of the digit's answers in nats (the leading digit is a carry, nearly a coin);
 //! - `carry_probability`: how often a carry comes in;
 //! - `n_inputs`: digits of the operands that the answer depends on, through carries;
 //! - `gradient_norm`: norm of the gradient of the digit's loss at the first checkpoint.
 //!
-//! `tau` is Kendall's correlation of each predictor with the half step over digits (NaN if a predictor is constant).
+//! `tau` is Kendall's correlation of each predictor with the half step over digits (NaN if a predictor is constant). Over
+//! models: `mean_rank` of each digit, `agreement` (mean Kendall's tau over pairs of models), `precedence` (fraction of models in
+//! which one digit comes before another), `mean_tau` of each predictor; `…_low` and `…_high` are 95 % bootstrap intervals over
+//! models. A model whose training failed is left out of all of these and named in `members.json`.
 //!
 //! # Interpretation
 //! One model gives one order. The leading digit comes first and the one behind it second in every run; whether units
@@ -18,99 +22,232 @@
 //! # Source
 //! Nanda et al. 2023, arXiv 2301.05217; Quirke and Barez 2023, arXiv 2310.13121.
 
+use std::collections::BTreeMap;
+
 use sweep_lens::{Device, Kind, Tensor, Transformer};
 
 use crate::{
     addition_task::Probe,
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
-    curve::order::{kendall_tau, ranks},
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Scope, Stage, Unit},
+    cohort::{Cohort, CohortCheckpoints, REPORT, load_member},
+    curve::order::{Agreement, interval, kendall_tau, ranks},
     data::addition::Sums,
     error::{Error, Result},
     experiment::{Experiment, Inputs},
     interventions,
-    params::{self, NoParams, ParamSet},
+    params::{self, ParamSet, params},
+    random,
     recipes::addition,
     sink::Context,
-    trajectory::{TrajectoryInput, load_checked},
     value::{Value, to_vec},
 };
 
 /// See the module documentation.
 pub struct DigitOrder;
 
+params! {
+    /// How sure the statistics over models are.
+    pub struct Params {
+        /// Bootstrap resamples of models; 0 gives no intervals.
+        n_bootstrap: u64 = 1000, max = 100_000.0;
+        /// Seed of the resampling.
+        seed: u64 = 0;
+    }
+}
+
 impl Experiment for DigitOrder {
-    type Params = NoParams;
+    type Params = Params;
     const CARD: &'static Card = &Card {
         name: "digit-order",
-        version: 1,
-        summary: "Orders the digits of addition by when they are learned and looks for reasons",
+        version: 2,
+        summary: "Orders the digits of addition by when they are learned, over seeds, and looks for reasons",
         source: "Nanda et al. 2023, arXiv 2301.05217; Quirke and Barez 2023, arXiv 2310.13121",
-        stage: Stage::Trajectory,
+        stage: Stage::Joint(Scope::Entry),
         requires: Requires { recipes: &[addition::NAME], ..Requires::ANY },
-        params: NoParams::DEFS,
+        params: Params::DEFS,
         metrics: METRICS,
         figures: FIGURES,
     };
 
-    fn inputs(&self, _params: &NoParams) -> Inputs {
+    fn inputs(&self, _params: &Params) -> Inputs {
         Inputs::Checkpoints
     }
 
-    fn trajectory(
-        &self,
-        input: &mut TrajectoryInput<'_>,
-        _params: NoParams,
-        cx: &mut Context<'_>,
-    ) -> Result<()> {
-        let device = input.device;
-        let checkpoints = input.checkpoints()?;
-        let steps = checkpoints.steps().to_vec();
-        let first = load_checked(checkpoints, steps[0], Self::CARD)?;
+    fn joint(&self, cohort: &mut Cohort<'_>, params: Params, cx: &mut Context<'_>) -> Result<()> {
+        cohort.report(cx)?;
+        let (members, device) = (cohort.members, cohort.device);
+        let checkpoints = cohort.checkpoints()?;
+        let usable: Vec<usize> = (0..members.len())
+            .filter(|&member| members[member].failure.is_none())
+            .filter(|&member| !checkpoints.steps(member).is_empty())
+            .collect();
+        let total: usize = usable.iter().map(|&member| checkpoints.steps(member).len()).sum();
+        let (mut runs, mut labels): (Vec<Run>, Vec<&str>) = (Vec::new(), Vec::new());
+        let mut done = 0;
+        for &member in &usable {
+            let run = Run::read(checkpoints, member, device, &mut || {
+                done += 1;
+                cx.progress(done, total as u64)
+            })?;
+            if let Some(first) = runs.first().filter(|first| first.half.len() != run.half.len()) {
+                return Err(Error::Input(format!(
+                    "`{}` answers with {} digits, `{}` with {}: give them entries of their own",
+                    labels[0],
+                    first.half.len(),
+                    members[member].label,
+                    run.half.len()
+                )));
+            }
+            runs.push(run);
+            labels.push(&members[member].label);
+        }
+        if runs.is_empty() {
+            return Err(Error::Input("no model has a complete training".to_owned()));
+        }
+        per_model(&runs, &labels, cx)?;
+        over_models(&runs, &params, cx)
+    }
+}
+
+/// Names of the predictors, in order.
+const PREDICTORS: [&str; 4] = ["label_entropy", "carry_probability", "n_inputs", "gradient_norm"];
+
+/// Names of the half steps by sub-task, in order.
+const SUB_TASKS: [&str; 3] = ["make_carry_step", "use_sum9_step", "no_carry9_step"];
+
+/// What is read off one model.
+struct Run {
+    /// Step → loss of each digit.
+    losses: BTreeMap<u64, Vec<f64>>,
+    /// One per digit.
+    half: Vec<f64>,
+    /// By sub-task, one per digit.
+    sub_task_half: [Vec<f64>; 3],
+    /// By predictor, one per digit.
+    predictors: [Vec<f64>; 4],
+    /// By predictor.
+    tau: Vec<f64>,
+}
+
+impl Run {
+    fn read(
+        checkpoints: &mut dyn CohortCheckpoints,
+        member: usize,
+        device: Device,
+        progress: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Self> {
+        let steps = checkpoints.steps(member).to_vec();
+        let first = load_member(checkpoints, member, steps[0], DigitOrder::CARD)?;
         let task = Task::of(&first.extra)?;
         let probe = Probe::new(&[&task.sums], task.n_digits, device);
         let model = Transformer::new(first.config, first.weights.to_device(device))?;
         let gradient_norm = gradient_norms(&model, &probe);
         drop(model);
         let _no_grad = tch::no_grad_guard();
-        let (mut digits, mut sub_tasks) = (Vec::new(), Vec::new());
-        for (index, &step) in steps.iter().enumerate() {
-            let checkpoint = load_checked(checkpoints, step, Self::CARD)?;
+        let (mut losses, mut sub_tasks) = (BTreeMap::new(), Vec::new());
+        for &step in &steps {
+            let checkpoint = load_member(checkpoints, member, step, DigitOrder::CARD)?;
             let model = Transformer::new(checkpoint.config, checkpoint.weights.to_device(device))?;
             let reading = probe.read(&model);
-            let losses = to_vec(&reading.loss_digit);
-            cx.metric_at("loss_digit", step, Value::vector(losses.clone()))?;
-            digits.push(losses);
+            losses.insert(step, to_vec(&reading.loss_digit));
             let [_, make_carry, use_sum9, no_carry9] = reading.loss_sub_task.map(|l| to_vec(&l));
             sub_tasks.push([make_carry, use_sum9, no_carry9]);
-            cx.progress(index as u64 + 1, steps.len() as u64)?;
+            progress()?;
         }
         let n_answers = task.n_digits + 1;
-        let curve = |value: &dyn Fn(usize) -> f64| -> f64 {
-            half_step(&steps, &(0..steps.len()).map(value).collect::<Vec<_>>())
-        };
-        let half: Vec<f64> = (0..n_answers).map(|d| curve(&|at| digits[at][d])).collect();
-        cx.metric("rank", Value::vector(ranks(&half)))?;
-        let of_sub_task = |task: usize, d: usize| curve(&|at| sub_tasks[at][task][d]);
-        for (task, name) in
-            ["make_carry_step", "use_sum9_step", "no_carry9_step"].iter().enumerate()
-        {
-            cx.metric(name, Value::vector((0..n_answers).map(|d| of_sub_task(task, d)).collect()))?;
-        }
-        let predictors = [
-            ("label_entropy", task.label_entropy()),
-            ("carry_probability", task.carry_probability()),
-            ("n_inputs", task.n_inputs()),
-            ("gradient_norm", gradient_norm),
-        ];
-        let tau = predictors.iter().map(|(_, values)| kendall_tau(values, &half)).collect();
-        let names: Vec<&str> = predictors.iter().map(|predictor| predictor.0).collect();
-        cx.metric("tau", Value::labelled(names, tau))?;
-        cx.metric("half_step", Value::vector(half))?;
-        for (name, values) in predictors {
-            cx.metric(name, Value::vector(values))?;
-        }
-        Ok(())
+        let curve = |values: Vec<f64>| half_step(&steps, &values);
+        let half: Vec<f64> = (0..n_answers)
+            .map(|digit| curve(losses.values().map(|losses: &Vec<f64>| losses[digit]).collect()))
+            .collect();
+        let sub_task_half = std::array::from_fn(|task| {
+            let of_digit =
+                |digit: usize| curve(sub_tasks.iter().map(|at| at[task][digit]).collect());
+            (0..n_answers).map(of_digit).collect()
+        });
+        let predictors =
+            [task.label_entropy(), task.carry_probability(), task.n_inputs(), gradient_norm];
+        let tau = predictors.iter().map(|values| kendall_tau(values, &half)).collect();
+        Ok(Self { losses, half, sub_task_half, predictors, tau })
     }
+}
+
+/// Values `[member, digit]`, or with another second axis.
+fn by_member<'r>(
+    labels: &[&str],
+    columns: Option<Vec<String>>,
+    rows: impl Iterator<Item = &'r Vec<f64>>,
+) -> Value {
+    let rows: Vec<&Vec<f64>> = rows.collect();
+    let width = rows.first().map_or(0, |row| row.len());
+    let labels = labels.iter().map(|&label| label.to_owned()).collect();
+    let data = rows.iter().flat_map(|row| row.iter().copied()).collect();
+    Value::array(vec![rows.len(), width], data, vec![Some(labels), columns])
+}
+
+fn per_model(runs: &[Run], labels: &[&str], cx: &mut Context<'_>) -> Result<()> {
+    let mut steps: Vec<u64> = runs.iter().flat_map(|run| run.losses.keys().copied()).collect();
+    steps.sort_unstable();
+    steps.dedup();
+    for step in steps {
+        let here: Vec<(&str, &Vec<f64>)> = runs
+            .iter()
+            .zip(labels)
+            .filter_map(|(run, label)| Some((*label, run.losses.get(&step)?)))
+            .collect();
+        let names: Vec<&str> = here.iter().map(|(label, _)| *label).collect();
+        let value = by_member(&names, None, here.iter().map(|(_, losses)| *losses));
+        cx.metric_at("loss_digit", step, value)?;
+    }
+    let ranked: Vec<Vec<f64>> = runs.iter().map(|run| ranks(&run.half)).collect();
+    cx.metric("rank", by_member(labels, None, ranked.iter()))?;
+    cx.metric("half_step", by_member(labels, None, runs.iter().map(|run| &run.half)))?;
+    for (task, name) in SUB_TASKS.iter().enumerate() {
+        let rows = runs.iter().map(|run| &run.sub_task_half[task]);
+        cx.metric(name, by_member(labels, None, rows))?;
+    }
+    for (index, name) in PREDICTORS.iter().enumerate() {
+        let rows = runs.iter().map(|run| &run.predictors[index]);
+        cx.metric(name, by_member(labels, None, rows))?;
+    }
+    let names = PREDICTORS.map(str::to_owned).to_vec();
+    cx.metric("tau", by_member(labels, Some(names), runs.iter().map(|run| &run.tau)))
+}
+
+fn over_models(runs: &[Run], params: &Params, cx: &mut Context<'_>) -> Result<()> {
+    let halves: Vec<Vec<f64>> = runs.iter().map(|run| run.half.clone()).collect();
+    let mut rng = random::stream(params.seed, "digit-order");
+    let found = Agreement::of(&halves, params.n_bootstrap as usize, &mut rng);
+    let n_answers = found.mean_rank.len();
+    let end = |place: usize| found.interval.iter().map(|ends| ends[place]).collect();
+    cx.metric("mean_rank", Value::vector(found.mean_rank.clone()))?;
+    cx.metric("mean_rank_low", Value::vector(end(0)))?;
+    cx.metric("mean_rank_high", Value::vector(end(1)))?;
+    cx.metric("agreement", found.tau)?;
+    cx.metric("agreement_low", found.tau_interval[0])?;
+    cx.metric("agreement_high", found.tau_interval[1])?;
+    let precedence = found.precedence.concat();
+    cx.metric(
+        "precedence",
+        Value::array(vec![n_answers, n_answers], precedence, vec![None, None]),
+    )?;
+    let (mut means, mut lows, mut highs) = (Vec::new(), Vec::new(), Vec::new());
+    for predictor in 0..PREDICTORS.len() {
+        let taus: Vec<f64> =
+            runs.iter().map(|run| run.tau[predictor]).filter(|tau| tau.is_finite()).collect();
+        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+        let samples = (0..params.n_bootstrap).map(|_| {
+            let draw = || taus[random::below(&mut rng, taus.len() as u64) as usize];
+            mean(&std::iter::repeat_with(draw).take(taus.len()).collect::<Vec<f64>>())
+        });
+        let ends = if taus.is_empty() { [f64::NAN; 2] } else { interval(samples.collect()) };
+        means.push(mean(&taus));
+        lows.push(ends[0]);
+        highs.push(ends[1]);
+    }
+    for (name, values) in [("mean_tau", means), ("mean_tau_low", lows), ("mean_tau_high", highs)] {
+        cx.metric(name, Value::labelled(PREDICTORS, values))?;
+    }
+    Ok(())
 }
 
 /// First step at which half of the change from the first to the last value is done; NaN where there is no value or no change.
@@ -198,37 +335,93 @@ fn gradient_norms(model: &Transformer, probe: &Probe) -> Vec<f64> {
     norms.collect()
 }
 
-const fn digit(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
+const fn of_digit(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
     MetricDef { name, unit, axes: &[Axis::Digit], doc }
 }
 
+const fn member_digit(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
+    MetricDef { name, unit, axes: &[Axis::Member, Axis::Digit], doc }
+}
+
+const fn of_predictor(name: &'static str, doc: &'static str) -> MetricDef {
+    MetricDef { name, unit: Unit::Ratio, axes: &[Axis::Predictor], doc }
+}
+
+const fn scalar(name: &'static str, doc: &'static str) -> MetricDef {
+    const NONE: &[Axis] = &[];
+    MetricDef { name, unit: Unit::Ratio, axes: NONE, doc }
+}
+
 const METRICS: &[MetricDef] = &[
-    digit("loss_digit", Unit::Nats, "Mean loss of each answer digit on held-out sums"),
-    digit("half_step", Unit::Steps, "First checkpoint with half of the change of its loss done"),
-    digit("rank", Unit::Count, "Place in the order of half steps, 1 first, ties shared"),
-    digit("make_carry_step", Unit::Steps, "Half step of sums whose column below makes a carry"),
-    digit("use_sum9_step", Unit::Steps, "Half step of sums whose carry comes through a nine"),
-    digit("no_carry9_step", Unit::Steps, "Half step of sums with a nine below and no carry"),
-    digit("label_entropy", Unit::Nats, "Entropy of the digit's answers"),
-    digit("carry_probability", Unit::Probability, "How often a carry comes in"),
-    digit("n_inputs", Unit::Count, "Digits of the operands that the answer depends on"),
-    digit("gradient_norm", Unit::Norm, "Norm of the gradient of its loss at the first checkpoint"),
+    REPORT[0],
+    REPORT[1],
+    member_digit("loss_digit", Unit::Nats, "Mean loss of each answer digit on held-out sums"),
+    member_digit(
+        "half_step",
+        Unit::Steps,
+        "First checkpoint with half of the change of its loss done",
+    ),
+    member_digit("rank", Unit::Count, "Place in the order of half steps, 1 first, ties shared"),
+    member_digit(
+        "make_carry_step",
+        Unit::Steps,
+        "Half step of sums whose column below makes a carry",
+    ),
+    member_digit(
+        "use_sum9_step",
+        Unit::Steps,
+        "Half step of sums whose carry comes through a nine",
+    ),
+    member_digit("no_carry9_step", Unit::Steps, "Half step of sums with a nine below and no carry"),
+    member_digit("label_entropy", Unit::Nats, "Entropy of the digit's answers"),
+    member_digit("carry_probability", Unit::Probability, "How often a carry comes in"),
+    member_digit("n_inputs", Unit::Count, "Digits of the operands that the answer depends on"),
+    member_digit(
+        "gradient_norm",
+        Unit::Norm,
+        "Norm of the gradient of its loss at the first checkpoint",
+    ),
     MetricDef {
         name: "tau",
         unit: Unit::Ratio,
-        axes: &[Axis::Predictor],
+        axes: &[Axis::Member, Axis::Predictor],
         doc: "Kendall's tau of a predictor with the half step, over digits",
     },
+    of_digit("mean_rank", Unit::Count, "Mean over models of the place in the order"),
+    of_digit("mean_rank_low", Unit::Count, "Lower end of its 95 % bootstrap interval over models"),
+    of_digit("mean_rank_high", Unit::Count, "Upper end of that interval"),
+    scalar("agreement", "Mean Kendall's tau between the orders of two models"),
+    scalar("agreement_low", "Lower end of its 95 % bootstrap interval over models"),
+    scalar("agreement_high", "Upper end of that interval"),
+    MetricDef {
+        name: "precedence",
+        unit: Unit::Probability,
+        axes: &[Axis::Digit, Axis::OtherDigit],
+        doc: "Fraction of models that learn a digit before another one, ties half",
+    },
+    of_predictor("mean_tau", "Mean over models of a predictor's tau"),
+    of_predictor("mean_tau_low", "Lower end of its 95 % bootstrap interval over models"),
+    of_predictor("mean_tau_high", "Upper end of that interval"),
 ];
 
-const FIGURES: &[Figure] = &[Figure {
-    name: "digits",
-    title: "Loss of each digit",
-    kind: FigureKind::Lines,
-    metrics: &["loss_digit"],
-    log_x: false,
-    log_y: true,
-}];
+const FIGURES: &[Figure] = &[
+    Figure {
+        name: "ranks",
+        title: "Order of the digits in each model",
+        kind: FigureKind::HeatMap,
+        metrics: &["rank"],
+        log_x: false,
+        log_y: false,
+    },
+    Figure {
+        name: "order",
+        title: "Mean place of each digit",
+        kind: FigureKind::Lines,
+        metrics: &["mean_rank", "mean_rank_low", "mean_rank_high"],
+        log_x: false,
+        log_y: false,
+    },
+];
 
 #[cfg(test)]
 mod tests {

@@ -174,8 +174,8 @@ fn emit_events(
         .collect();
     events.sort_by_key(|event| (event.at, event.frequency));
     let last_birth = |frequency: usize| {
-        let births = events.iter().filter(|e| e.is_birth && e.frequency == frequency);
-        births.last().map_or(f64::NAN, |event| event.step as f64)
+        let mut births = events.iter().filter(|e| e.is_birth && e.frequency == frequency);
+        births.next_back().map_or(f64::NAN, |event| event.step as f64)
     };
     let survives = |frequency: usize| {
         let last = events.iter().rfind(|event| event.frequency == frequency);

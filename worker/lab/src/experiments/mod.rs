@@ -2,39 +2,73 @@
 
 use crate::experiment::AnyExperiment;
 
+pub mod activation_patching;
 pub mod activations;
+pub mod algorithmic_probes;
 pub mod change_points;
+pub mod cka;
+pub mod copy_score;
 pub mod digit_order;
 pub mod digit_phases;
+pub mod forgetting;
 pub mod frequency_choice;
 pub mod grok_predict;
 pub mod grokking_phases;
 pub mod grokking_progress;
 pub mod integrity;
 pub mod integrity_report;
+pub mod ioi;
+pub mod ioi_ablation;
+pub mod ioi_attention;
+pub mod ioi_dla;
+pub mod knockout_delay;
+pub mod mode_connectivity;
+pub mod output_similarity;
+pub mod path_patching;
 pub mod pca;
 pub mod per_token_loss;
 pub mod phase_transition;
 pub mod quanta;
+pub mod rebasin;
+pub mod rebasin_search;
 pub mod s_curve_evidence;
+pub mod seed_variance;
+pub mod weight_delta;
 pub mod weight_norms;
 
 /// All experiments this build can run; the worker advertises exactly this list.
 pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
+    &activation_patching::ActivationPatching,
+    &activations::Activations,
+    &algorithmic_probes::AlgorithmicProbes,
+    &change_points::ChangePoints,
+    &cka::Cka,
+    &copy_score::CopyScore,
     &digit_order::DigitOrder,
     &digit_phases::DigitPhases,
+    &forgetting::Forgetting,
     &frequency_choice::FrequencyChoice,
     &grok_predict::GrokPredict,
-    &activations::Activations,
-    &change_points::ChangePoints,
     &grokking_phases::GrokkingPhases,
     &grokking_progress::GrokkingProgress,
     &integrity::Integrity,
     &integrity_report::IntegrityReport,
+    &ioi::Ioi,
+    &ioi_ablation::IoiAblation,
+    &ioi_attention::IoiAttention,
+    &ioi_dla::IoiDla,
+    &knockout_delay::KnockoutDelay,
+    &mode_connectivity::ModeConnectivity,
+    &output_similarity::OutputSimilarity,
+    &path_patching::PathPatching,
     &pca::Pca,
     &per_token_loss::PerTokenLoss,
     &phase_transition::PhaseTransition,
     &quanta::Quanta,
+    &rebasin::Rebasin,
+    &rebasin_search::RebasinSearch,
     &s_curve_evidence::SCurveEvidence,
+    &seed_variance::SeedVariance,
+    &weight_delta::WeightDelta,
     &weight_norms::WeightNorms,
 ];

@@ -56,7 +56,7 @@ impl Experiment for PerTokenLoss {
         summary: "Measures the next-token loss of every position of given prompts",
         source: "TransformerLens lm_cross_entropy_loss; Olsson et al. 2022",
         stage: Stage::Analyse,
-        requires: Requires::ANY,
+        requires: Requires { min_layers: 1, ..Requires::ANY },
         params: Params::DEFS,
         metrics: METRICS,
         figures: FIGURES,

@@ -124,12 +124,11 @@ impl Quantum {
         let test = Transition::test(steps, values, options, &mut random::stream(0, "quanta"));
         let x: Vec<f64> = steps.iter().map(|&step| axis(step)).collect();
         let smooth: Option<Vec<f64>> = test.fits.as_ref().map(|fits| at(fits, Model::PowerLaw, &x));
-        let sigmoid = match &test.fits {
-            Some(fits) => at(fits, Model::Logistic, &x),
-            None => {
-                let finite: Vec<f64> = values.iter().copied().filter(|v| v.is_finite()).collect();
-                vec![finite.iter().sum::<f64>() / finite.len() as f64; x.len()]
-            }
+        let sigmoid = if let Some(fits) = &test.fits {
+            at(fits, Model::Logistic, &x)
+        } else {
+            let finite: Vec<f64> = values.iter().copied().filter(|v| v.is_finite()).collect();
+            vec![finite.iter().sum::<f64>() / finite.len() as f64; x.len()]
         };
         let known = |value: f64| if learned.is_some() { value } else { f64::NAN };
         Self {

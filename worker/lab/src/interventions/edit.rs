@@ -22,13 +22,21 @@ pub(crate) struct Reference {
     pub(crate) weights: Weights,
     /// Gradient of its training loss there.
     pub(crate) gradient: Weights,
+    /// How much each unit belongs to its circuit, `[layer, unit]`, if that decides.
+    pub(crate) circuit: Option<Tensor>,
 }
 
 /// Whether a reference run decides what is chosen.
 pub(crate) fn needs_reference(interventions: &Interventions) -> bool {
     interventions.has_edit()
-        && ["magnitude", "gradient", "least-magnitude"]
+        && ["magnitude", "gradient", "least-magnitude", "circuit"]
             .contains(&interventions.edit_select.as_str())
+}
+
+/// The units whose membership in the reference run's circuit decides, if it does.
+pub(crate) fn circuit_of(interventions: &Interventions) -> Option<UnitKind> {
+    let decides = interventions.has_edit() && interventions.edit_select == "circuit";
+    unit_kind(interventions).filter(|_| decides)
 }
 
 /// Checks an edit against the architecture.
@@ -56,6 +64,12 @@ pub(crate) fn check(edit: &Interventions, config: &Config) -> Result<()> {
     if edit.edit_select == "listed" && edit.edit_list.is_empty() {
         return fail("edit_list", "expected what to edit, found nothing");
     }
+    if edit.edit_select == "circuit" && kind.is_none() {
+        return fail(
+            "edit_of",
+            "expected heads or neurons, which circuits consist of, found weights",
+        );
+    }
     if edit.edit == "freeze" && !edit.edit_hold {
         return fail("edit_hold", "expected true with edit: freeze, found false");
     }
@@ -82,7 +96,7 @@ pub(crate) fn apply(
 ) -> Result<(Weights, Weights)> {
     let own_seed = u64::try_from(edit.edit_seed).ok();
     // A new draw that is not asked for by seed must differ from the first one.
-    let redraw = own_seed.unwrap_or_else(|| seed ^ 0x9e37_79b9_7f4a_7c15);
+    let redraw = own_seed.unwrap_or(seed ^ 0x9e37_79b9_7f4a_7c15);
     let chosen = choose(edit, config, initial, own_seed.unwrap_or(seed), reference)?;
     let edited = match edit.edit.as_str() {
         "zero" => combine(initial, &chosen, |w, m| Ok(w.masked_fill(&m.to_kind(Kind::Bool), 0.0)))?,
@@ -279,9 +293,13 @@ fn choose_units(
             chosen.extend(draw(units, &format!("edit/units/{layer}"), count));
             continue;
         }
-        let Reference { weights, gradient } = reference.ok_or_else(missing)?;
+        let Reference { weights, gradient, circuit } = reference.ok_or_else(missing)?;
         let score = |unit: &Unit| match edit.edit_select.as_str() {
             "gradient" => Ok(unit.sensitivity(config, weights, gradient)),
+            "circuit" => {
+                let scores = circuit.as_ref().ok_or_else(missing)?;
+                Ok(scores.double_value(&[unit.layer, unit.index]))
+            }
             "least-magnitude" => unit.magnitude(config, weights).map(|norm| -norm),
             _ => unit.magnitude(config, weights),
         };
@@ -322,7 +340,8 @@ mod tests {
         let edit = decode(json);
         check(&edit, config).unwrap();
         let (trained, gradient) = (weights(config, 8), weights(config, 9));
-        let reference = Reference { weights: trained, gradient };
+        let circuit = Some(Tensor::from_slice(&[0.5, 3.0, 2.0, 0.0]).view([2, 2]));
+        let reference = Reference { weights: trained, gradient, circuit };
         let fresh = |seed| Ok(weights(config, seed));
         apply(&edit, config, &weights(config, 1), 1, Some(&reference), &fresh).unwrap()
     }
@@ -393,6 +412,15 @@ mod tests {
         assert_eq!(masks.get(name).unwrap().min().double_value(&[]), 1.0);
         let untouched = "blocks.1.attn.W_O";
         assert!(edited.get(untouched).unwrap().equal(initial.get(untouched).unwrap()));
+        let circuit = json!({
+            "edit": "zero", "edit_of": "heads", "edit_select": "circuit", "edit_fraction": 0.5,
+        });
+        let (_, masks) = edit(&config, &circuit);
+        let chosen = |layer: i64| {
+            let mask = masks.get(&format!("blocks.{layer}.attn.W_O")).unwrap();
+            [0, 1].map(|head| mask.double_value(&[head, 0, 0]))
+        };
+        assert_eq!((chosen(0), chosen(1)), ([0.0, 1.0], [1.0, 0.0]), "the best head of each layer");
         let redraw = json!({"edit": "reinitialise", "edit_of": "heads", "edit_list": ["L1H1"]});
         let (edited, _) = edit(&config, &redraw);
         let (new, old) = (edited.get(untouched).unwrap(), initial.get(untouched).unwrap());
@@ -407,6 +435,7 @@ mod tests {
             (&mlp, json!({"edit": "zero", "edit_of": "heads", "edit_select": "random"}), "edit_of"),
             (&mlp, json!({"edit": "zero", "edit_list": ["embed.W_E"]}), "edit_list"),
             (&mlp, json!({"edit": "freeze", "edit_select": "random"}), "edit_hold"),
+            (&mlp, json!({"edit": "zero", "edit_select": "circuit"}), "edit_of"),
             (&toy, json!({"edit": "zero", "edit_of": "heads", "edit_list": ["L0N1"]}), "edit_list"),
             (&toy, json!({"edit": "zero", "edit_of": "heads", "edit_list": ["L5H1"]}), "edit_list"),
             (

@@ -15,13 +15,18 @@ use crate::{
     params::{self, ParamSet, params},
 };
 
-pub(crate) use edit::{Reference, apply, needs_reference};
+pub(crate) use edit::{Reference, apply, circuit_of, needs_reference};
+pub(crate) use units::Unit;
+pub use units::UnitKind;
 
 params! {
     /// Interventions, each off by default.
     pub struct Interventions {
         /// Seed of the initial weights; -1 is the seed of the run.
         init_seed: i64 = -1, min = -1.0;
+        /// Checkpoint of an equal architecture whose weights stand in for initial ones: a folder, or a place
+        /// like hub:OWNER/NAME@REVISION or s3://BUCKET/PREFIX; empty draws them.
+        init_from: String = String::new();
         /// Update from which on the data come in another order; -1 is never.
         branch_step: i64 = -1, min = -1.0;
         /// Seed of that order.
@@ -44,10 +49,12 @@ params! {
             choices = ["none", "zero", "reinitialise", "scale", "copy", "freeze"];
         /// What is edited: single weights, whole neurons or whole heads.
         edit_of: String = "weights".to_owned(), choices = ["weights", "neurons", "heads"];
-        /// How they are chosen: as listed, the most or least important of a reference run, or at random
-        /// (anywhere, or as many in each tensor or layer as the others).
+        /// How they are chosen: as listed, the most or least important of a reference run, those that its
+        /// circuit consists of, or at random (anywhere, or as many in each tensor or layer as the others).
         edit_select: String = "listed".to_owned(),
-            choices = ["listed", "magnitude", "gradient", "least-magnitude", "random", "random-matched"];
+            choices = [
+                "listed", "magnitude", "gradient", "least-magnitude", "circuit", "random", "random-matched",
+            ];
         /// Heads (L0H1), neurons (L0N17) or tensors; restricts the choice of weights if it is not listed.
         edit_list: Vec<String> = Vec::new();
         /// Heads or neurons whose initial weights edit: copy puts in the place of those listed.

@@ -17,9 +17,12 @@ pub(crate) struct Unit {
     pub(crate) index: i64,
 }
 
+/// What a unit is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum UnitKind {
+pub enum UnitKind {
+    /// An attention head.
     Head,
+    /// A neuron of an MLP or of a perceptron's hidden layer.
     Neuron,
 }
 
@@ -84,9 +87,16 @@ impl Unit {
                 place(format!("layers.{layer}.b"), 0),
                 place(format!("layers.{}.W", layer + 1), 0),
             ],
-            UnitKind::Neuron => [("W_in", 1), ("W_gate", 1), ("b_in", 0), ("W_out", 0)]
-                .map(|(part, axis)| place(format!("blocks.{layer}.mlp.{part}"), axis))
-                .to_vec(),
+            UnitKind::Neuron => [
+                ("W_in", 1),
+                ("W_gate", 1),
+                ("b_in", 0),
+                ("b_gate", 0),
+                ("b_pre_linear", 0),
+                ("W_out", 0),
+            ]
+            .map(|(part, axis)| place(format!("blocks.{layer}.mlp.{part}"), axis))
+            .to_vec(),
         }
     }
 

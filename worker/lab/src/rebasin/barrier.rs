@@ -42,12 +42,17 @@ impl Barrier {
     }
 }
 
-/// `(1 - alpha) a + alpha b`, tensor by tensor; both ends are exact.
+/// `(1 - alpha) a + alpha b`, tensor by tensor; both ends are exact, and so is every point between equal models.
 pub fn interpolate(a: &Weights, b: &Weights, alpha: f64) -> Result<Weights> {
     a.iter()
         .map(|(name, from)| {
             let mix = |from: &Tensor, to: &Tensor| {
-                (from * (1.0 - alpha) + to * alpha).to_kind(from.kind())
+                // From the nearer end: from a to b is then from b to a.
+                if alpha <= 0.5 {
+                    from + (to - from) * alpha
+                } else {
+                    to + (from - to) * (1.0 - alpha)
+                }
             };
             Ok((name.to_owned(), mix(from, &b.require(name)?.to_kind(from.kind()))))
         })

@@ -39,7 +39,7 @@ pub struct HeadSymmetry {
 pub struct Symmetries {
     /// Plain permutations.
     pub permutations: Vec<Symmetry>,
-    /// Heads; none where query heads share keys and values.
+    /// Heads; none where query heads share keys and values, or a norm.
     pub heads: Vec<HeadSymmetry>,
 }
 
@@ -91,7 +91,9 @@ impl Symmetries {
             ]);
             if !config.attn_only {
                 let columns = ["mlp.W_in", "mlp.W_gate"].map(|part| place(name(part), 1));
-                let vectors = ["mlp.b_in", "mlp.ln.w", "mlp.ln.b"].map(|part| place(name(part), 0));
+                let vectors =
+                    ["mlp.b_in", "mlp.b_gate", "mlp.b_pre_linear", "mlp.ln.w", "mlp.ln.b"]
+                        .map(|part| place(name(part), 0));
                 let rows = [place(name("mlp.W_out"), 0)];
                 permutations.push(Symmetry {
                     name: format!("neurons.{layer}"),
@@ -105,7 +107,8 @@ impl Symmetries {
             Symmetry { name: "residual".to_owned(), size: config.d_model, places: residual },
         );
         let rotates_queries = !matches!(config.positional, Positional::Rotary { .. });
-        let heads = if config.n_key_value_heads == config.n_heads {
+        // A norm over the queries of all heads ties them to each other.
+        let heads = if config.n_key_value_heads == config.n_heads && !config.qk_norm {
             (0..config.n_layers).map(|layer| HeadSymmetry { layer, rotates_queries }).collect()
         } else {
             Vec::new()

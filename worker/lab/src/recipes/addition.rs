@@ -204,19 +204,10 @@ impl Recipe for Addition {
     }
 
     fn plan(&self, params: &Params) -> Plan {
-        Plan {
-            steps: params.steps,
-            eval_every: params.eval_every,
-            optimizer: AdamWConfig {
-                lr: params.lr,
-                beta1: params.beta1,
-                beta2: params.beta2,
-                eps: 1e-8,
-                weight_decay: params.weight_decay,
-            }
-            .into(),
-            schedule: Schedule { peak: params.lr, warmup: params.warmup },
-        }
+        let &Params { lr, weight_decay, beta1, beta2, warmup, steps, eval_every, .. } = params;
+        let optimizer = AdamWConfig { lr, beta1, beta2, eps: 1e-8, weight_decay };
+        let schedule = Schedule { peak: lr, warmup };
+        Plan::new(steps, eval_every, optimizer.into(), schedule)
     }
 
     fn objective(

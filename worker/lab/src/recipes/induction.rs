@@ -24,6 +24,7 @@ use crate::{
     data::repeats::{RepeatedRows, Repeats},
     error::{Error, Result},
     experiment::TokenSet,
+    interventions::UnitKind,
     optimizer::AdamWConfig,
     params::{ParamSet, params},
     recipe::{Objective, Plan, Recipe},
@@ -216,6 +217,16 @@ impl Objective for Repetition {
     fn reorder(&mut self, seeds: &[u64]) -> bool {
         self.sampling.reorder(seeds);
         true
+    }
+
+    fn circuit(&self, model: &Transformer, kind: UnitKind) -> Result<Tensor> {
+        if kind == UnitKind::Neuron {
+            let problem = "expected heads, of which induction circuits consist, found neurons";
+            return Err(Error::params("edit_of", problem));
+        }
+        let (_, patterns) = with_patterns(model, &self.held.rows.tokens);
+        let previous = self.held.previous.of(&patterns);
+        Ok(per_model(model, previous.maximum(&self.held.prefix_matching.of(&patterns))))
     }
 
     fn evaluate(&self, model: &Transformer) -> Vec<(&'static str, Tensor)> {
@@ -468,5 +479,14 @@ mod tests {
         let found = measure(&weights);
         assert!(to_vec(&found["previous_token"])[0] > 0.99 && to_vec(&found["stripe"])[0] < 0.2);
         assert_eq!(to_vec(&found["positional_shortcut"]), [0.0]);
+        let model = Transformer::new(params.architecture().config(), weights.copy()).unwrap();
+        let task = Induction.objective(&params, &[0], Device::Cpu).unwrap();
+        let circuit = task.circuit(&model, UnitKind::Head).unwrap();
+        assert_eq!(circuit.size(), [1, 1, 1]);
+        assert!(
+            to_vec(&circuit)[0] > 0.99,
+            "a head that looks at the previous token belongs to it"
+        );
+        assert!(task.circuit(&model, UnitKind::Neuron).is_err());
     }
 }

@@ -3,6 +3,7 @@
 use crate::recipe::AnyRecipe;
 
 pub mod addition;
+pub mod finetune;
 pub mod induction;
 pub mod modular_addition;
 pub mod modular_addition_mlp;
@@ -16,6 +17,7 @@ pub mod toy_ioi;
 /// All recipes this build can train; the worker advertises exactly this list.
 pub static RECIPES: &[&dyn AnyRecipe] = &[
     &addition::Addition,
+    &finetune::Finetune,
     &induction::Induction,
     &modular_addition::ModularAddition,
     &modular_addition_mlp::ModularAdditionMlp,

@@ -67,6 +67,9 @@ params! {
     }
 }
 
+/// Neuron activations of all training pairs that stay in a core's cache.
+const CACHED_ACTIVATIONS: f64 = 65_536.0;
+
 impl Params {
     /// The pairs of a run with this seed, on `device`.
     pub fn pairs(&self, seed: u64, device: Device) -> Pairs {
@@ -112,19 +115,10 @@ impl Recipe for ModularAdditionMlp {
     }
 
     fn plan(&self, params: &Params) -> Plan {
-        Plan {
-            steps: params.steps,
-            eval_every: params.eval_every,
-            optimizer: AdamWConfig {
-                lr: params.lr,
-                beta1: params.beta1,
-                beta2: params.beta2,
-                eps: 1e-8,
-                weight_decay: params.weight_decay,
-            }
-            .into(),
-            schedule: Schedule { peak: params.lr, warmup: params.warmup },
-        }
+        let &Params { lr, weight_decay, beta1, beta2, warmup, steps, eval_every, .. } = params;
+        let optimizer = AdamWConfig { lr, beta1, beta2, eps: 1e-8, weight_decay };
+        let schedule = Schedule { peak: lr, warmup };
+        Plan::new(steps, eval_every, optimizer.into(), schedule)
     }
 
     fn objective(
@@ -141,9 +135,15 @@ impl Recipe for ModularAdditionMlp {
         modular::probe(params.pairs(0, device).tokens)
     }
 
-    fn population(&self, _params: &Params, device: Device) -> usize {
-        // At this size even one CPU thread spends most of a step on the overhead of operators, which a
-        // group pays once.
-        if device.is_cuda() { 32 } else { 4 }
+    fn population(&self, params: &Params, device: Device) -> usize {
+        // A CPU thread spends a step of a tiny model on the overhead of operators, which a group pays once.
+        // Beyond that a group's activations leave the cache, and its steps take longer than those of its
+        // members one after the other (`make bench-train`: p = 31, 1.8 against 1.4 ms per seed).
+        let n_activations = params.frac_train * (params.p * params.p * params.d_mlp) as f64;
+        match device.is_cuda() {
+            true => 32,
+            false if n_activations < CACHED_ACTIVATIONS => 4,
+            false => 1,
+        }
     }
 }

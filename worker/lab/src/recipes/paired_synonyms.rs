@@ -24,6 +24,7 @@ use crate::{
     },
     error::{Error, Result},
     experiment::TokenSet,
+    interventions::UnitKind,
     optimizer::AdamWConfig,
     params::{ParamSet, params},
     recipe::{Objective, Plan, Recipe},
@@ -243,6 +244,17 @@ impl Objective for Translation {
     fn reorder(&mut self, seeds: &[u64]) -> bool {
         self.sampling.reorder(seeds);
         true
+    }
+
+    fn circuit(&self, model: &Transformer, kind: UnitKind) -> Result<Tensor> {
+        if kind == UnitKind::Neuron {
+            let problem = "expected heads, of which induction circuits consist, found neurons";
+            return Err(Error::params("edit_of", problem));
+        }
+        let [translated, literal] =
+            [&self.translated, &self.literal].map(|held| held.measure(model));
+        let matching = translated.aligned.maximum(&literal.aligned);
+        Ok(per_model(model, translated.previous.maximum(&matching)))
     }
 
     fn evaluate(&self, model: &Transformer) -> Vec<(&'static str, Tensor)> {

@@ -138,19 +138,14 @@ impl Recipe for SCurve {
     }
 
     fn plan(&self, params: &Params) -> Plan {
-        let Params { lr, momentum, weight_decay, .. } = *params;
+        let Params { lr, momentum, weight_decay, steps, eval_every, .. } = *params;
         let optimizer = if params.optimizer == "adam" {
             let (beta1, beta2) = (0.9, 0.999);
             Rule::AdamW(AdamWConfig { lr, beta1, beta2, eps: 1e-8, weight_decay })
         } else {
             Rule::Sgd(SgdConfig { momentum, weight_decay })
         };
-        Plan {
-            steps: params.steps,
-            eval_every: params.eval_every,
-            optimizer,
-            schedule: Schedule { peak: lr, warmup: 0 },
-        }
+        Plan::new(steps, eval_every, optimizer, Schedule { peak: lr, warmup: 0 })
     }
 
     fn objective(

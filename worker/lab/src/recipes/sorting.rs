@@ -2,7 +2,8 @@
 //!
 //! # What it trains
 //! A small transformer on `BOS x₁ … xₙ SEP y₁ … yₙ` with `y` the numbers of `x` in ascending order; the loss is
-//! that of the answer alone, each number given the right ones before it.
+//! that of the answer alone, each number given the right ones before it. `answer` asks for a copy or the
+//! reverse instead.
 //!
 //! # Interpretation
 //! `loss_position` says which places of the answer are solved: the first one (the smallest number) needs a
@@ -17,7 +18,7 @@ use sweep_lens::{Config, Device, Kind, Run, Tensor, Transformer, Weights};
 
 use crate::{
     card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
-    data::sorting::Lists,
+    data::sorting::{ANSWERS, Answer, Lists},
     error::{Error, Result},
     experiment::TokenSet,
     optimizer::AdamWConfig,
@@ -41,6 +42,8 @@ params! {
         n_values: i64 = 32, min = 2.0, max = 4096.0;
         /// Whether no number comes twice in a question.
         distinct: bool = true;
+        /// Order of the numbers in the answer: ascending, as asked, or backwards.
+        answer: String = "sorted".to_owned(), choices = ANSWERS;
         /// Kind of blocks.
         variant: String = "attn-only".to_owned(), choices = VARIANTS;
         /// Blocks.
@@ -91,7 +94,8 @@ impl Params {
     }
 
     fn lists(&self, seeds: &[u64], purpose: &str, device: Device) -> Lists {
-        Lists::new(self.length, self.n_values, self.distinct, seeds, purpose, device)
+        let answer = Answer::parse(&self.answer);
+        Lists::new([self.length, self.n_values], self.distinct, answer, seeds, purpose, device)
     }
 
     /// Held-out sequences, the same for every seed.

@@ -42,9 +42,7 @@ fn held_places_stay_for_ever_and_others_move() {
     let recorder = train(&zero, &[2, 5]);
     for index in 0..2 {
         let weights = weights(&recorder, index, 30);
-        let norms = first(&weights).square().sum_dim_intlist(&[0i64][..], false, Kind::Double);
-        let zeros: Vec<i64> = (0..20).filter(|&n| norms.double_value(&[n]) == 0.0).collect();
-        assert_eq!(zeros, [3, 7]);
+        assert_eq!(dead_neurons(&weights), [3, 7]);
     }
     // Frozen weights keep their bits although weight decay and gradients pull at them.
     let freeze = json!({
@@ -63,12 +61,98 @@ fn held_places_stay_for_ever_and_others_move() {
     assert!(zeros(&weights(&recorder, 0, 0)) > 150 && zeros(&weights(&recorder, 0, 30)) == 0);
 }
 
+/// Neurons of a one-hidden-layer perceptron that read nothing.
+fn dead_neurons(weights: &Weights) -> Vec<i64> {
+    let norms = first(weights).square().sum_dim_intlist(&[0i64][..], false, Kind::Double);
+    (0..norms.size()[0]).filter(|&n| norms.double_value(&[n]) == 0.0).collect()
+}
+
+#[test]
+fn circuits_of_a_trained_model_are_knocked_out_beside_controls_of_equal_size() {
+    let arm = |select: &str, complement: bool| {
+        json!({
+            "edit": "zero", "edit_of": "neurons", "edit_select": select, "edit_fraction": 0.3,
+            "edit_hold": true, "edit_complement": complement, "edit_reference_steps": 15,
+        })
+    };
+    let dead = |arm: &Json, index: usize| {
+        let recorder = train(arm, &[2, 5]);
+        let dead = dead_neurons(&weights(&recorder, index, 30));
+        assert_eq!(dead, dead_neurons(&weights(&recorder, index, 0)), "from first to last");
+        dead
+    };
+    let circuit = dead(&arm("circuit", false), 1);
+    assert_eq!(circuit.len(), 6);
+    for control in ["magnitude", "gradient", "least-magnitude", "random", "random-matched"] {
+        assert_eq!(dead(&arm(control, false), 1).len(), 6, "{control}");
+    }
+    assert_ne!(circuit, dead(&arm("random-matched", false), 1));
+    // The ticket is what the knock-out leaves out.
+    let kept: Vec<i64> = (0..20).filter(|n| !circuit.contains(n)).collect();
+    assert_eq!(dead(&arm("circuit", true), 1), kept);
+    assert_eq!(circuit, {
+        let recorder = train(&arm("circuit", false), &[5]);
+        dead_neurons(&weights(&recorder, 0, 30))
+    });
+}
+
+#[test]
+fn heads_are_frozen_zeroed_and_copied() {
+    let params = |more: Json| {
+        let mut params = json!({
+            "d_vocab": 12, "n_ctx": 14, "period_min": 3, "period_max": 6, "eval_sequences": 8,
+            "d_model": 16, "n_heads": 2, "batch": 4, "steps": 12, "eval_every": 6,
+        });
+        for (name, value) in more.as_object().unwrap() {
+            params[name] = value.clone();
+        }
+        params
+    };
+    let train = |more: Json| {
+        let plan = CheckpointPlan::at([0, 12]);
+        let (outcome, recorder) =
+            run_recipe("induction", &params(more), &[3], &[], &plan, Recorder::new());
+        outcome.unwrap();
+        let at = |step| weights(&recorder, 0, step).get("blocks.1.attn.W_O").unwrap().copy();
+        (at(0), at(12))
+    };
+    let heads = |edit: &str, hold: bool| {
+        train(json!({
+            "edit": edit, "edit_of": "heads", "edit_list": ["L1H1"], "edit_source": ["L0H0"],
+            "edit_hold": hold, "edit_factor": 0.5,
+        }))
+    };
+    let (plain, _) = train(json!({}));
+    let same = |a: &Tensor, b: &Tensor, head: i64| a.get(head).equal(&b.get(head));
+    let (before, after) = heads("freeze", true);
+    assert!(same(&before, &after, 1) && !same(&before, &after, 0) && before.equal(&plain));
+    let (before, after) = heads("zero", true);
+    assert!(after.get(1).eq(0.0).all().int64_value(&[]) == 1 && !same(&before, &after, 0));
+    let (before, after) = heads("scale", false);
+    assert!(before.get(1).equal(&(plain.get(1) * 0.5)) && !same(&before, &after, 1));
+    let (before, _) = heads("copy", false);
+    assert!(!same(&before, &plain, 1) && same(&before, &plain, 0));
+    let (circuit, after) = train(json!({
+        "edit": "zero", "edit_of": "heads", "edit_select": "circuit", "edit_fraction": 0.5,
+        "edit_hold": true, "edit_reference_steps": 5,
+    }));
+    let dead = |weights: &Tensor| {
+        (0..2).filter(|&h| weights.get(h).eq(0.0).all().int64_value(&[]) == 1).count()
+    };
+    assert_eq!((dead(&circuit), dead(&after)), (1, 1));
+}
+
 #[test]
 fn an_edited_run_goes_on_where_it_stopped() {
     let edit = json!({
         "edit": "zero", "edit_select": "magnitude", "edit_fraction": 0.2, "edit_hold": true,
         "edit_reference_steps": 12, "aux": "excluded", "aux_weight": -0.1,
     });
+    let circuit = json!({
+        "edit": "zero", "edit_of": "neurons", "edit_select": "circuit", "edit_hold": true,
+    });
+    let (once, again) = (train(&circuit, &[1]), train(&circuit, &[1]));
+    assert!(once.seeds[&0].states[&30] == again.seeds[&0].states[&30], "the arm reproduces");
     for seeds in [vec![1], vec![1, 6]] {
         let whole = train(&edit, &seeds);
         let plan = CheckpointPlan::at([0, 30]);
@@ -188,6 +272,12 @@ fn interventions_that_cannot_be_are_refused() {
     assert_eq!(class(&json!({"aux": "gini", "aux_weight": "x"})), Class::Params);
     assert_eq!(class(&json!({"aux": "excluded", "aux_frequencies": [6]})), Class::Params);
     assert_eq!(class(&json!({"aux": "excluded", "operation": "multiply"})), Class::Params);
+    assert_eq!(
+        class(&json!({
+            "edit": "zero", "edit_of": "neurons", "edit_select": "circuit", "operation": "quadratic",
+        })),
+        Class::Params
+    );
     assert_eq!(
         class(&json!({"edit": "zero", "edit_of": "heads", "edit_list": ["L0H0"]})),
         Class::Params

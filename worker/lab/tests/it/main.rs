@@ -5,16 +5,20 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its own functions too")]
 
 mod addition;
+mod circuits;
 mod experiments;
+mod finetune;
 mod integrity;
 mod interventions;
 mod modular;
+mod pairs;
+mod planted;
+mod probes;
 mod prompts;
 mod properties;
 mod recipes;
 mod registry;
 mod s_curve;
-mod scratch;
 mod training;
 
 use std::collections::BTreeMap;

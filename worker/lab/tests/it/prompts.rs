@@ -14,23 +14,23 @@ use sweep_lab::{
     },
 };
 
-fn find(name: &str) -> &'static dyn AnyExperiment {
+pub(super) fn find(name: &str) -> &'static dyn AnyExperiment {
     *EXPERIMENTS.iter().find(|experiment| experiment.card().name == name).unwrap()
 }
 
 /// A small model of the lens crate, with the tokens and logits that TransformerLens gave for it.
-struct Fixture {
-    checkpoint: Checkpoint,
-    model: Transformer,
+pub(super) struct Fixture {
+    pub(super) checkpoint: Checkpoint,
+    pub(super) model: Transformer,
     tokens: Json,
 }
 
-fn fixtures() -> PathBuf {
+pub(super) fn fixtures() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../lens/tests/fixtures")
 }
 
 impl Fixture {
-    fn read(name: &str) -> Self {
+    pub(super) fn read(name: &str) -> Self {
         let read = |file: String| fs::read(fixtures().join(file)).unwrap();
         let record: Json = serde_json::from_slice(&read(format!("{name}.json"))).unwrap();
         let config: Config = serde_json::from_value(record["config"].clone()).unwrap();
@@ -61,7 +61,12 @@ impl Fixture {
         Self { checkpoint, model, tokens: record["tokens"].clone() }
     }
 
-    fn run(&self, name: &str, params: &Json, text: Option<&dyn TextCodec>) -> Result<MemorySink> {
+    pub(super) fn run(
+        &self,
+        name: &str,
+        params: &Json,
+        text: Option<&dyn TextCodec>,
+    ) -> Result<MemorySink> {
         let subject = Subject { text, ..Subject::of(&self.checkpoint, &self.model) };
         let mut sink = MemorySink::default();
         let mut jobs = [AnalyseJob { experiment: find(name), params, sink: &mut sink }];
@@ -98,7 +103,7 @@ impl TextCodec for Letters {
     }
 }
 
-fn numbers(json: &Json) -> Vec<f64> {
+pub(super) fn numbers(json: &Json) -> Vec<f64> {
     match json.as_array() {
         Some(items) => items.iter().flat_map(numbers).collect(),
         None => vec![json.as_f64().unwrap()],

@@ -5,7 +5,12 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value as Json, json};
 use sweep_lab::{
-    CheckpointPlan, Class, RECIPES, SeedOutcome, Signal, lens::checkpoint, vocabulary::Vocabulary,
+    CheckpointPlan, Class, RECIPES, SeedOutcome, Signal,
+    lens::{
+        Kind, Tensor,
+        checkpoint::{self, decode_tensors, encode_tensors},
+    },
+    vocabulary::Vocabulary,
 };
 
 use crate::{Recorded, Recorder, run_recipe, small_params};
@@ -22,6 +27,13 @@ fn settings() -> Vec<(&'static str, Json)> {
     };
     vec![
         ("addition", with(json!({ "n_digits": 2, "n_examples": 30, "eval_size": 40 }))),
+        (
+            "finetune",
+            json!({
+                "both": ["p=11", "d_mlp=20", "lr=0.01"], "switch_step": 8, "return_step": 15,
+                "steps": 20, "eval_every": 10,
+            }),
+        ),
         (
             "induction",
             with(json!({
@@ -130,6 +142,55 @@ fn each_model_of_a_population_of_any_recipe_equals_the_model_alone() {
         let (_, other) = run_recipe(name, &params, &[5], &[], &plan, Recorder::new());
         let (a, b) = (&other.seeds[&0], &together.seeds[&1]);
         assert!(a.checkpoints[&0] != b.checkpoints[&0], "{name}: seeds differ");
+    }
+}
+
+/// A trainer state with every tensor in float64.
+fn in_float64(state: &[u8]) -> Vec<u8> {
+    let contents = decode_tensors("state", state).unwrap();
+    let tensors: Vec<(String, Tensor)> = contents
+        .tensors
+        .into_iter()
+        .map(|(name, tensor)| (name, tensor.to_kind(Kind::Double)))
+        .collect();
+    let named = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
+    encode_tensors(named, &contents.metadata).unwrap()
+}
+
+#[test]
+fn in_float64_a_population_follows_its_members_for_two_hundred_steps() {
+    let seeds = [5, 6, 7];
+    for (name, mut params) in settings() {
+        (params["steps"], params["eval_every"]) = (200.into(), 20.into());
+        let train = |seeds: &[u64], states: &[Option<Vec<u8>>]| {
+            let plan = CheckpointPlan::at([0]);
+            let stop = match states {
+                [] => Recorder::stopping(0, Signal::Drain),
+                _ => Recorder::new(),
+            };
+            let (outcome, recorder) = run_recipe(name, &params, seeds, states, &plan, stop);
+            outcome.unwrap();
+            recorder
+        };
+        let initial = train(&seeds, &[]);
+        let states: Vec<_> = (0..seeds.len())
+            .map(|index| Some(in_float64(&initial.seeds[&index].states[&0])))
+            .collect();
+        let together = train(&seeds, &states);
+        for (index, &seed) in seeds.iter().enumerate() {
+            let alone = train(&[seed], &states[index..=index]);
+            for (key, value) in &alone.seeds[&0].metrics {
+                let other = together.seeds[&index].metrics[key];
+                let is_absent = value.is_nan() && other.is_nan();
+                // Accuracies of ties and flags may step; losses and norms may not.
+                let is_curve = ["loss", "norm"].iter().any(|part| key.0.contains(part));
+                let difference = (value - other).abs() / value.abs().max(1.0);
+                assert!(
+                    !is_curve || is_absent || difference < 1e-5,
+                    "{name} {key:?} {value} {other}"
+                );
+            }
+        }
     }
 }
 

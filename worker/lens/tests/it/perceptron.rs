@@ -91,6 +91,38 @@ fn a_population_is_its_members_and_gradients_flow() {
 }
 
 #[test]
+fn few_active_inputs_of_many_give_what_the_product_gives() {
+    let config = Config::mlp(1, 40, 6, 5, 3);
+    let members: Vec<Weights> =
+        (0..2).map(|seed| drawn(&config, seed).to_kind(Kind::Double)).collect();
+    // 40 stands for none; input 7 is active twice in a row.
+    let tokens = Tensor::from_slice(&[0i64, 39, 40, 7, 7, 3, 40, 40, 40, 12, 40, 1]).view([4, 3]);
+    let product = |weights: &Weights| {
+        let counts = tokens.one_hot(41).sum_dim_intlist(&[1i64][..], false, Kind::Double);
+        let map = |layer: i64, part: &str| weights.get(&format!("layers.{layer}.{part}")).unwrap();
+        let hidden = (counts.narrow(1, 0, 40).matmul(map(0, "W")) + map(0, "b")).relu();
+        hidden.matmul(map(1, "W")) + map(1, "b")
+    };
+    let stacked = Weights::stack(&members.iter().collect::<Vec<_>>()).unwrap();
+    stacked.set_requires_grad(true);
+    let population = Transformer::population(config, stacked).unwrap();
+    let together = population.forward(&tokens, &Run::FULL, &mut ());
+    together.square().sum(Kind::Double).backward();
+    for (index, weights) in (0i64..).zip(&members) {
+        weights.set_requires_grad(true);
+        let expected = product(weights);
+        expected.square().sum(Kind::Double).backward();
+        let difference = together.get(index).squeeze_dim(1) - expected;
+        assert!(difference.abs().max().double_value(&[]) < 1e-12);
+        for (name, tensor) in weights.iter() {
+            let other = population.weights().get(name).unwrap().grad().get(index);
+            let difference = (tensor.grad() - other).abs().max().double_value(&[]);
+            assert!(difference < 1e-10, "{name} {difference}");
+        }
+    }
+}
+
+#[test]
 #[should_panic(expected = "expected 1 to n_ctx 2")]
 fn too_many_inputs_are_refused() {
     let config = Config::mlp(1, 3, 2, 2, 2);

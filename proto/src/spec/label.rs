@@ -1,40 +1,45 @@
-//! Names that people read: of models, experiments and tasks. Labels are unique within a sweep and
+//! Names that people read: of models, entries and experiments. Labels are unique within a sweep and
 //! safe as folder names, so that results and exported artifacts of two tasks never collide.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
-use sweep_proto::spec::{ModelSpec, canonical, expand};
 
-use super::plan::{Entry, ModelRef, Plan};
+use super::{
+    canonical, expand,
+    models::{Entry, ModelRef},
+};
 
 /// Above this many entries of one recipe the pairwise search for collisions is skipped, and every
 /// label carries its entry.
 const MAX_PAIRWISE: usize = 64;
 
+/// What is said of all models of a sweep together.
+pub const ALL: &str = "all";
+
 /// Label of a model: recipe, grid values, what tells its entry from others, seed.
-pub(super) fn model(plan: &Plan, model: ModelRef<'_>) -> String {
+pub(super) fn model(model: ModelRef<'_>) -> String {
     let entry = model.entry;
-    let mut point = model.written();
-    for (name, values) in entry.label_axes() {
-        if !point.contains_key(name) {
-            point.insert(name.clone(), values[0].clone());
-        }
-    }
-    expand::model_label(
-        &plan.spec().models[entry.index()],
-        entry.label_axes(),
-        &point,
-        model.seed.unwrap_or(0),
-    )
+    let point = model.written();
+    let value = |(name, values): &(String, Vec<Value>)| {
+        format!("-{name}={}", plain(point.get(name).unwrap_or(&values[0])))
+    };
+    let axes: String = entry.label_axes().iter().map(value).collect();
+    let seed = model.seed.map(|seed| format!("-seed{seed}")).unwrap_or_default();
+    format!("{}{axes}{seed}", entry.stem())
+}
+
+/// Label of an entry: its models' label without grid values and seed.
+pub(super) fn entry(entry: &Entry) -> String {
+    let grid: Vec<&str> = entry.axes().collect();
+    let fixed = entry.label_axes().iter().filter(|(name, _)| !grid.contains(&name.as_str()));
+    let axes: String =
+        fixed.map(|(name, values)| format!("-{name}={}", plain(&values[0]))).collect();
+    format!("{}{axes}", entry.stem())
 }
 
 /// Label and folder name of an experiment; with its parameters when the sweep lists it repeatedly.
-pub(super) fn experiment(
-    name: &str,
-    params: &Map<String, Value>,
-    repeated: bool,
-) -> (String, String) {
+pub fn experiment(name: &str, params: &Map<String, Value>, repeated: bool) -> (String, String) {
     if !repeated || params.is_empty() {
         return (name.to_owned(), name.to_owned());
     }
@@ -45,10 +50,10 @@ pub(super) fn experiment(
 /// Makes the labels of entries that would begin alike distinct (the same recipe, or imported models
 /// of the same name): first by the parameters in which they differ, then, where that is not enough,
 /// by the entry's index.
-pub(super) fn distinguish(entries: &mut [Entry], models: &[ModelSpec]) {
+pub(super) fn distinguish(entries: &mut [Entry]) {
     let mut groups: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for (index, entry) in entries.iter().enumerate() {
-        groups.entry(expand::import_label(&models[entry.index()])).or_default().push(index);
+        groups.entry(entry.stem().to_owned()).or_default().push(index);
     }
     for group in groups.values().filter(|group| group.len() > 1) {
         qualify(entries, group);
@@ -104,7 +109,7 @@ fn may_share_a_label(a: &Entry, b: &Entry) -> bool {
 }
 
 /// A value as part of a file name.
-fn plain(value: &Value) -> String {
+pub(super) fn plain(value: &Value) -> String {
     let text = match value {
         Value::String(text) => text.clone(),
         other => other.to_string(),

@@ -1,0 +1,277 @@
+//! How much of a metric is the seed's doing?
+//!
+//! # What it measures
+//! The last value of a metric in every model of one entry. Its *items* are the metric's cells (tasks, digits, heads, …) at every
+//! grid point, its *raters* the seeds. One-way random effects: with k seeds, MSB the mean square between items and MSW the
+//! one within (between seeds of one item), `icc` = (MSB - MSW) / (MSB + (k - 1) MSW): the share of variance that items explain;
+//! `icc_low` and `icc_high` are a 95 % bootstrap interval over seeds. `mean` `[cell]` and `seed_sd` `[cell]`: mean and standard
+//! deviation over seeds of each item; `variance_seed` = MSW and `variance_item` = (MSB - MSW) / k, which can come out
+//! negative for noise. Items that are not finite in some model are left out; models whose training failed are left
+//! out and named in `members.json`.
+//!
+//! # Interpretation
+//! An ICC near 1: which item it is decides, seeds agree. Near 0 or below: the seed decides. One item, or one seed, gives no
+//! ICC (NaN).
+//!
+//! # Source
+//! Shrout and Fleiss 1979, ICC(1,1); Tigges et al. 2024, arXiv 2407.10827 (components differ over seeds, algorithms agree).
+
+use std::collections::BTreeMap;
+
+use crate::{
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Scope, Stage, Unit},
+    cohort::{Cohort, REPORT},
+    curve::order::interval,
+    error::{Error, Result},
+    experiment::{Experiment, Inputs},
+    params::{MetricName, ParamSet, params},
+    random,
+    sink::Context,
+    value::Value,
+};
+
+/// See the module documentation.
+pub struct SeedVariance;
+
+params! {
+    /// Of what, and how sure.
+    pub struct Params {
+        /// Full name of the metric, `experiment.metric`.
+        metric: MetricName = MetricName::default();
+        /// Bootstrap resamples of seeds; 0 gives no interval.
+        n_bootstrap: u64 = 1000, max = 100_000.0;
+        /// Seed of the resampling.
+        seed: u64 = 0;
+    }
+}
+
+impl Experiment for SeedVariance {
+    type Params = Params;
+    const CARD: &'static Card = &Card {
+        name: "seed-variance",
+        version: 1,
+        summary: "Splits the variance of a metric into that between items and that between seeds",
+        source: "Shrout and Fleiss 1979, ICC(1,1)",
+        stage: Stage::Joint(Scope::Entry),
+        requires: Requires::ANY,
+        params: Params::DEFS,
+        metrics: METRICS,
+        figures: FIGURES,
+    };
+
+    fn inputs(&self, params: &Params) -> Inputs {
+        Inputs::Series(vec![params.metric.0.clone()])
+    }
+
+    fn joint(&self, cohort: &mut Cohort<'_>, params: Params, cx: &mut Context<'_>) -> Result<()> {
+        let name = &params.metric.0;
+        let found = cohort.series(name)?;
+        if found.iter().any(|member| member.partner.is_some()) {
+            let problem = format!("`{name}` is of pairs of models, which have no seed");
+            return Err(Error::params("metric", problem));
+        }
+        cohort.report(cx)?;
+        // Grid point and cell → seed → last value.
+        let mut items: BTreeMap<(usize, String), BTreeMap<u64, f64>> = BTreeMap::new();
+        let mut points: Vec<String> = Vec::new();
+        for member in found {
+            let of = &cohort.members[member.member];
+            let (Some(seed), None) = (of.seed, &of.failure) else { continue };
+            let point = of.point();
+            let place = points.iter().position(|known| *known == point).unwrap_or_else(|| {
+                points.push(point);
+                points.len() - 1
+            });
+            for cell in member.series.cells() {
+                let last = cell.values.last().copied().unwrap_or(f64::NAN);
+                items.entry((place, cell.label)).or_default().insert(seed, last);
+            }
+        }
+        let table = Table::of(items, &points);
+        table.emit(&params, cx)
+    }
+}
+
+/// Items × seeds, without holes.
+struct Table {
+    labels: Vec<String>,
+    /// One row per item, one column per seed.
+    rows: Vec<Vec<f64>>,
+    n_seeds: usize,
+}
+
+impl Table {
+    /// Keeps the seeds that every item has, and of these the items that are finite in all.
+    fn of(items: BTreeMap<(usize, String), BTreeMap<u64, f64>>, points: &[String]) -> Self {
+        let mut seeds: Vec<u64> = items.values().flat_map(|item| item.keys().copied()).collect();
+        seeds.sort_unstable();
+        seeds.dedup();
+        let full: Vec<u64> = seeds
+            .into_iter()
+            .filter(|seed| items.values().all(|item| item.contains_key(seed)))
+            .collect();
+        let mut table = Self { labels: Vec::new(), rows: Vec::new(), n_seeds: full.len() };
+        for ((point, cell), values) in items {
+            let row: Vec<f64> = full.iter().map(|seed| values[seed]).collect();
+            if row.iter().all(|value| value.is_finite()) {
+                let parts = [points[point].as_str(), cell.as_str()];
+                let parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+                table.labels.push(parts.join(","));
+                table.rows.push(row);
+            }
+        }
+        table
+    }
+
+    fn emit(&self, params: &Params, cx: &mut Context<'_>) -> Result<()> {
+        let all: Vec<usize> = (0..self.n_seeds).collect();
+        let variances = Variances::of(&self.rows, &all);
+        let mut rng = random::stream(params.seed, "seed-variance");
+        let mut samples = Vec::new();
+        for done in 0..params.n_bootstrap {
+            let draw = |_: &usize| random::below(&mut rng, self.n_seeds.max(1) as u64) as usize;
+            let sample: Vec<usize> = all.iter().map(draw).collect();
+            samples.push(Variances::of(&self.rows, &sample).icc());
+            if done % 100 == 0 {
+                cx.progress(done, params.n_bootstrap)?;
+            }
+        }
+        let [low, high] = if self.n_seeds < 2 { [f64::NAN; 2] } else { interval(samples) };
+        cx.metric("icc", variances.icc())?;
+        cx.metric("icc_low", low)?;
+        cx.metric("icc_high", high)?;
+        cx.metric("variance_seed", variances.within)?;
+        cx.metric("variance_item", variances.item())?;
+        cx.metric("n_seeds", self.n_seeds as f64)?;
+        let mean = |row: &Vec<f64>| row.iter().sum::<f64>() / row.len() as f64;
+        let deviation = |row: &Vec<f64>| {
+            let mean = mean(row);
+            let squares: f64 = row.iter().map(|value| (value - mean).powi(2)).sum();
+            (squares / (row.len() as f64 - 1.0)).sqrt()
+        };
+        let rows = self.rows.iter();
+        cx.metric("mean", Value::labelled(&self.labels, rows.clone().map(mean).collect()))?;
+        cx.metric("seed_sd", Value::labelled(&self.labels, rows.map(deviation).collect()))
+    }
+}
+
+/// Mean squares of a one-way layout.
+struct Variances {
+    between: f64,
+    within: f64,
+    n_seeds: f64,
+}
+
+impl Variances {
+    /// Of the columns `sample` of `rows`, repeated ones counting as often as they come.
+    fn of(rows: &[Vec<f64>], sample: &[usize]) -> Self {
+        let (n, k) = (rows.len() as f64, sample.len() as f64);
+        let mean = |row: &Vec<f64>| sample.iter().map(|&seed| row[seed]).sum::<f64>() / k;
+        let means: Vec<f64> = rows.iter().map(mean).collect();
+        let grand = means.iter().sum::<f64>() / n;
+        let between: f64 = means.iter().map(|mean| (mean - grand).powi(2)).sum();
+        let within = rows
+            .iter()
+            .zip(&means)
+            .map(|(row, mean)| sample.iter().map(|&seed| (row[seed] - mean).powi(2)).sum::<f64>());
+        // With one item, or one seed, there is nothing to compare: 0 / 0.
+        Self {
+            between: k * between / (n - 1.0),
+            within: within.sum::<f64>() / (n * (k - 1.0)),
+            n_seeds: k,
+        }
+    }
+
+    fn icc(&self) -> f64 {
+        (self.between - self.within) / (self.between + (self.n_seeds - 1.0) * self.within)
+    }
+
+    fn item(&self) -> f64 {
+        (self.between - self.within) / self.n_seeds
+    }
+}
+
+const fn scalar(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
+    const NONE: &[Axis] = &[];
+    MetricDef { name, unit, axes: NONE, doc }
+}
+
+const METRICS: &[MetricDef] = &[
+    REPORT[0],
+    REPORT[1],
+    scalar("icc", Unit::Ratio, "Share of the variance that items explain, ICC(1,1)"),
+    scalar("icc_low", Unit::Ratio, "Lower end of its 95 % bootstrap interval over seeds"),
+    scalar("icc_high", Unit::Ratio, "Upper end of that interval"),
+    scalar("variance_seed", Unit::Dimensionless, "Mean square between seeds of one item"),
+    scalar("variance_item", Unit::Dimensionless, "Variance component of items"),
+    scalar("n_seeds", Unit::Count, "Seeds that have a value of every item"),
+    MetricDef {
+        name: "mean",
+        unit: Unit::Dimensionless,
+        axes: &[Axis::Cell],
+        doc: "Mean over seeds of each item, in the metric's unit",
+    },
+    MetricDef {
+        name: "seed_sd",
+        unit: Unit::Dimensionless,
+        axes: &[Axis::Cell],
+        doc: "Standard deviation over seeds of each item, in the metric's unit",
+    },
+];
+
+const FIGURES: &[Figure] = &[Figure {
+    name: "items",
+    title: "Mean and spread over seeds",
+    kind: FigureKind::Lines,
+    metrics: &["mean", "seed_sd"],
+    log_x: false,
+    log_y: false,
+}];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The six subjects and four judges of Shrout and Fleiss 1979, table 2: ICC(1,1) = .17, MSB = 11.24, MSW = 6.26.
+    const SHROUT_FLEISS: [[f64; 4]; 6] = [
+        [9.0, 2.0, 5.0, 8.0],
+        [6.0, 1.0, 3.0, 2.0],
+        [8.0, 4.0, 6.0, 8.0],
+        [7.0, 1.0, 2.0, 6.0],
+        [10.0, 5.0, 6.0, 9.0],
+        [6.0, 2.0, 4.0, 7.0],
+    ];
+
+    #[test]
+    fn the_published_example() {
+        let rows: Vec<Vec<f64>> = SHROUT_FLEISS.iter().map(|row| row.to_vec()).collect();
+        let found = Variances::of(&rows, &[0, 1, 2, 3]);
+        assert!((found.between - 11.241_666_666_666_667).abs() < 1e-12);
+        assert!((found.within - 6.263_888_888_888_889).abs() < 1e-12);
+        assert!((found.icc() - 0.165_741_8).abs() < 1e-6);
+    }
+
+    #[test]
+    fn agreement_and_noise_are_told_apart() {
+        let agree: Vec<Vec<f64>> = (0..5).map(|i| vec![f64::from(i); 3]).collect();
+        assert_eq!(Variances::of(&agree, &[0, 1, 2]).icc(), 1.0);
+        let noise: Vec<Vec<f64>> = (0..5).map(|_| vec![1.0, 2.0, 3.0]).collect();
+        assert!(Variances::of(&noise, &[0, 1, 2]).icc() < 0.0);
+        assert!(Variances::of(&noise[..1], &[0, 1, 2]).icc().is_nan(), "one item");
+        assert!(Variances::of(&agree, &[0]).icc().is_nan(), "one seed");
+    }
+
+    #[test]
+    fn holes_are_left_out() {
+        let item = |values: &[(u64, f64)]| values.iter().copied().collect::<BTreeMap<u64, f64>>();
+        let points = vec!["lr=1".to_owned()];
+        let items = BTreeMap::from([
+            ((0, "head=0".to_owned()), item(&[(0, 1.0), (1, 2.0), (2, 3.0)])),
+            ((0, "head=1".to_owned()), item(&[(0, 1.0), (1, f64::NAN)])),
+            ((0, "head=2".to_owned()), item(&[(0, 5.0), (1, 6.0)])),
+        ]);
+        let table = Table::of(items, &points);
+        assert_eq!(table.labels, ["lr=1,head=0", "lr=1,head=2"]);
+        assert_eq!(table.rows, [vec![1.0, 2.0], vec![5.0, 6.0]]);
+    }
+}

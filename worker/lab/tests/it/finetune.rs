@@ -1,0 +1,173 @@
+//! Fine-tuning: the trunk is the first task's own run, the control is the second task's own run, moments
+//! start anew, other tasks take turns too, and `forgetting` tells what happened.
+
+use serde_json::{Value as Json, json};
+use sweep_lab::{
+    CheckpointPlan, EXPERIMENTS, MemorySink, RECIPES, SeriesTable, Signal, TrajectoryInput,
+    lens::{Device, Weights, checkpoint},
+    train_from, trajectory,
+};
+
+use crate::{Published, Recorded, Recorder, run_recipe};
+
+fn train(recipe: &str, params: &Json, steps: &[u64]) -> Recorded {
+    let plan = CheckpointPlan::at(steps.iter().copied());
+    let (outcome, mut recorder) = run_recipe(recipe, params, &[3], &[], &plan, Recorder::new());
+    outcome.unwrap();
+    recorder.seeds.remove(&0).unwrap()
+}
+
+fn weights(run: &Recorded, step: u64) -> String {
+    checkpoint::decode("checkpoint", &run.checkpoints[&step]).unwrap().weights_hash
+}
+
+#[test]
+fn trunk_and_control_are_the_tasks_own_runs() {
+    let both = json!(["p=11", "d_mlp=20", "lr=0.01", "warmup=3"]);
+    let finetune = |switch: u64, back: i64| {
+        json!({
+            "both": both, "switch_step": switch, "return_step": back, "steps": 30, "eval_every": 10,
+        })
+    };
+    let alone = |operation: &str| {
+        json!({
+            "p": 11, "d_mlp": 20, "lr": 0.01, "warmup": 3, "operation": operation, "steps": 30,
+            "eval_every": 10,
+        })
+    };
+    let own = |operation| train("modular-addition-mlp", &alone(operation), &[10, 30]);
+    let (sum, difference) = (own("add"), own("subtract"));
+    let tuned = train("finetune", &finetune(10, -1), &[10, 30]);
+    assert_eq!(weights(&tuned, 10), weights(&sum, 10), "the first task alone");
+    assert_ne!(weights(&tuned, 30), weights(&sum, 30));
+    let scratch = train("finetune", &finetune(0, -1), &[10, 30]);
+    assert_eq!(weights(&scratch, 30), weights(&difference, 30), "the second task alone");
+    let at = |run: &Recorded, name: &str, step| run.metrics[&(name.to_owned(), step)];
+    assert_eq!(at(&tuned, "loss_first", 10), at(&sum, "test_loss", 10));
+    assert_eq!(at(&scratch, "loss_second", 30), at(&difference, "test_loss", 30));
+    // The optimizer starts anew: warm-up again at the switch and at the return.
+    assert_eq!((at(&tuned, "lr", 10), at(&tuned, "lr", 20)), (0.0, 0.01));
+    let back = train("finetune", &finetune(10, 20), &[10, 20, 30]);
+    assert_eq!(weights(&back, 20), {
+        let tuned = train("finetune", &finetune(10, -1), &[20]);
+        weights(&tuned, 20)
+    });
+    assert_eq!(at(&back, "lr", 20), 0.0);
+    // A state at a switch belongs to the part that ends; what follows is the same as without a stop.
+    for stop in [10, 20, 25] {
+        let plan = CheckpointPlan::at([10, 20, 30]);
+        let params = finetune(10, 20);
+        let stopping = Recorder::stopping(stop, Signal::Drain);
+        let (_, drained) = run_recipe("finetune", &params, &[3], &[], &plan, stopping);
+        let state = Some(drained.seeds[&0].states[&stop].clone());
+        let (outcome, rest) =
+            run_recipe("finetune", &params, &[3], &[state], &plan, Recorder::new());
+        outcome.unwrap();
+        assert!(rest.seeds[&0].states[&30] == back.states[&30], "stopped at {stop}");
+    }
+}
+
+#[test]
+fn lists_and_texts_take_turns_too() {
+    let lists = json!({
+        "recipe": "sorting", "first": ["answer=copy"], "second": ["answer=reverse"],
+        "both": ["length=2", "n_values=6", "d_model=32", "n_heads=2", "batch=64", "lr=0.003"],
+        "switch_step": 250, "steps": 500, "eval_every": 250,
+    });
+    let run = train("finetune", &lists, &[]);
+    let at = |name: &str, step| run.metrics[&(name.to_owned(), step)];
+    assert!(at("accuracy_first", 250) > 0.9, "{}", at("accuracy_first", 250));
+    assert!(at("accuracy_second", 500) > 0.9 && at("accuracy_first", 500) < 0.6);
+    let texts = json!({
+        "recipe": "text-lm", "first": [format!("text={}", "ab".repeat(200))],
+        "second": [format!("text={}", "cd".repeat(200))],
+        "both": ["n_ctx=8", "d_model=16", "n_heads=2", "d_mlp=16", "batch=8", "lr=0.01",
+                 "eval_sequences=4"],
+        "switch_step": 120, "steps": 240, "eval_every": 120,
+    });
+    let run = train("finetune", &texts, &[]);
+    let at = |name: &str, step| run.metrics[&(name.to_owned(), step)];
+    assert!(at("loss_first", 120) < 0.2 && at("loss_second", 120) > 3.0);
+    assert!(at("loss_second", 240) < 0.2 && at("loss_first", 240) > 1.0);
+}
+
+#[test]
+fn any_recipe_starts_from_a_checkpoint() {
+    let params = json!({"p": 11, "d_mlp": 20, "lr": 0.01, "steps": 10, "eval_every": 10});
+    let base = train("modular-addition-mlp", &params, &[10]);
+    let base = checkpoint::decode("checkpoint", &base.checkpoints[&10]).unwrap();
+    let start = |params: &Json, weights: Option<&Weights>| {
+        let recipe = RECIPES.iter().find(|r| r.card().name == "modular-addition-mlp").unwrap();
+        let (plan, mut recorder) = (CheckpointPlan::at([0, 10]), Recorder::new());
+        let seeds = [1, 2];
+        let device = Device::Cpu;
+        train_from(weights, *recipe, params, &seeds, &[], &plan, device, &mut recorder)
+            .map(|_| recorder)
+    };
+    let mut from = params.clone();
+    (from["init_from"], from["operation"]) = ("some/place".into(), "subtract".into());
+    let recorder = start(&from, Some(&base.weights)).unwrap();
+    let at = |index: usize, step| weights(&recorder.seeds[&index], step);
+    assert_eq!((at(0, 0), at(1, 0)), (base.weights_hash.clone(), base.weights_hash.clone()));
+    assert_ne!(at(0, 10), at(1, 10), "each on its own data");
+    for (params, weights, word) in [
+        (&from, None, "found none"),
+        (&params, Some(&base.weights), "found some"),
+        (&json!({"p": 11, "d_mlp": 21, "init_from": "x"}), Some(&base.weights), "layers.0.W"),
+    ] {
+        let error = start(params, weights).unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
+    }
+}
+
+fn forgetting(run: Recorded, params: &Json) -> MemorySink {
+    let experiment = *EXPERIMENTS.iter().find(|e| e.card().name == "forgetting").unwrap();
+    let mut files = Published::new(run.checkpoints);
+    let (series, mut sink) = (SeriesTable::new(), MemorySink::default());
+    let input =
+        TrajectoryInput { checkpoints: Some(&mut files), series: &series, device: Device::Cpu };
+    trajectory(experiment, params, input, &mut sink).unwrap();
+    sink
+}
+
+#[test]
+fn forgetting_transfer_and_relearning_are_told() {
+    // Copying and reversing lists of two: learned within 200 steps each.
+    let params = json!({
+        "recipe": "sorting", "first": ["answer=copy"], "second": ["answer=reverse"],
+        "both": ["length=2", "n_values=6", "d_model=32", "n_heads=2", "batch=64", "lr=0.003"],
+        "switch_step": 300, "return_step": 600, "steps": 800, "eval_every": 100,
+    });
+    let steps: Vec<u64> = (0..=40).map(|i| i * 20).collect();
+    let run = train("finetune", &params, &steps);
+    let series = run.metrics.clone();
+    let sink = forgetting(run, &json!({"forgotten": 0.6}));
+    let at = |name: &str, step: u64| sink.metrics[name][&step].data[0];
+    for step in [0, 300, 600, 800] {
+        for name in ["loss_first", "loss_second", "accuracy_first", "accuracy_second"] {
+            assert_eq!(at(name, step), series[&(name.to_owned(), step)], "{name} at {step}");
+        }
+    }
+    // The base differs from itself by nothing.
+    assert!(sink.metrics["displacement"][&300].data.iter().all(|moved| *moved == 0.0));
+    assert!(sink.metrics["cka"][&300].data.iter().all(|cka| (cka - 1.0).abs() < 1e-9));
+    assert!(sink.metrics["displacement"][&600].data.iter().all(|moved| *moved > 0.0));
+    let end = |name: &str| at(name, 800);
+    assert!((end("forgetting") - (at("loss_first", 600) - at("loss_first", 300))).abs() < 1e-12);
+    assert!(end("forgetting") > 0.5, "{}", end("forgetting"));
+    assert!(end("learn_steps") <= 300.0 && end("transfer_steps") <= 300.0);
+    assert!(end("forget_steps") <= end("transfer_steps"), "forgotten before the other is learned");
+    assert!(end("relearn_steps") < end("learn_steps"), "{}", end("relearn_steps"));
+    assert!(at("frequency_overlap", 300).is_nan() && at("probe_first", 300).is_nan());
+    assert!(sink.metrics["barrier"][&800].data.iter().all(|height| *height >= 0.0));
+    // From scratch there is nothing to forget.
+    let scratch = json!({
+        "both": ["p=11", "d_mlp=20", "lr=0.01"], "switch_step": 0, "steps": 20, "eval_every": 10,
+    });
+    let run = train("finetune", &scratch, &[0, 10, 20]);
+    let sink = forgetting(run, &json!({}));
+    let at = |name: &str, step: u64| sink.metrics[name][&step].data[0];
+    assert!(at("forgetting", 20).is_nan() && at("learn_steps", 20).is_nan());
+    assert!((at("frequency_overlap", 0) - 1.0).abs() < 1e-12 && at("frequency_overlap", 20) < 1.0);
+    assert!((0.0..=1.0).contains(&at("probe_first", 20)));
+}

@@ -1,0 +1,407 @@
+//! Experiments on pairs of checkpoints and on several models: they emit what they declare, the same each
+//! time; a model against itself; symmetry; what cannot be compared; who failed.
+
+use std::{collections::BTreeMap, f64::consts::LN_2};
+
+use serde_json::{Value as Json, json};
+use sweep_lab::{
+    AnyExperiment, CheckpointPlan, Class, Cohort, CohortCheckpoints, CohortSeries, Couple,
+    EXPERIMENTS, Inputs, Member, MemberSeries, MemorySink, Result, Scope, Series, Stage, Subject,
+    TextCodec, compare, joint,
+    lens::{Device, Transformer, Weights, checkpoint::Checkpoint},
+};
+
+use crate::{
+    Published, Recorder,
+    experiments::{all_series, bits, check_emitted, decode, example_params, recipes_of},
+    run_recipe, small_params,
+};
+
+fn params_of(recipe: &str, steps: u64) -> Json {
+    match recipe {
+        "addition" => json!({
+            "n_digits": 2, "d_model": 16, "n_heads": 2, "d_mlp": 24, "lr": 1e-2, "eval_size": 200,
+            "steps": steps,
+        }),
+        "modular-addition-mlp" => json!({ "p": 11, "d_mlp": 20, "lr": 1e-2, "steps": steps }),
+        _ => small_params(steps),
+    }
+}
+
+fn trained(recipe: &str, params: &Json, seed: u64, every: u64) -> Published {
+    let plan = CheckpointPlan::every(every, params["steps"].as_u64().unwrap());
+    let (outcome, mut recorder) = run_recipe(recipe, params, &[seed], &[], &plan, Recorder::new());
+    outcome.unwrap();
+    Published::new(recorder.seeds.remove(&0).unwrap().checkpoints)
+}
+
+fn find(name: &str) -> &'static dyn AnyExperiment {
+    *EXPERIMENTS.iter().find(|e| e.card().name == name).unwrap()
+}
+
+fn on_pair(
+    experiment: &dyn AnyExperiment,
+    params: &Json,
+    first: &Checkpoint,
+    second: &Checkpoint,
+    sink: &mut MemorySink,
+) -> Result<()> {
+    let model = |c: &Checkpoint| Transformer::new(c.config.clone(), c.weights.shallow_clone());
+    let (a, b) = (model(first).unwrap(), model(second).unwrap());
+    let couple = Couple { first: Subject::of(first, &a), second: Subject::of(second, &b) };
+    compare(experiment, params, &couple, sink)
+}
+
+fn measured(name: &str, params: &Json, first: &Checkpoint, second: &Checkpoint) -> MemorySink {
+    let mut sink = MemorySink::default();
+    on_pair(find(name), params, first, second, &mut sink).unwrap();
+    sink
+}
+
+#[test]
+fn comparisons_emit_what_they_declare_the_same_each_time() {
+    for recipe in ["modular-addition", "modular-addition-mlp", "addition"] {
+        let params = params_of(recipe, 20);
+        let [a, b] = [4, 5].map(|seed| decode(&trained(recipe, &params, seed, 20), 20));
+        for experiment in EXPERIMENTS.iter().filter(|e| e.card().stage == Stage::Compare) {
+            let card = experiment.card();
+            if !recipes_of(card).contains(&recipe) {
+                continue;
+            }
+            let params = experiment.default_params();
+            let mut first = MemorySink::default();
+            on_pair(*experiment, &params, &a, &b, &mut first).unwrap();
+            check_emitted(card, &first);
+            assert!(first.metrics.values().all(|series| series.keys().eq([&20])), "{}", card.name);
+            let mut second = MemorySink::default();
+            on_pair(*experiment, &params, &a, &b, &mut second).unwrap();
+            assert_eq!(bits(&first), bits(&second), "{} is not deterministic", card.name);
+            let mut cancelled = MemorySink { cancel_at: Some(1), ..MemorySink::default() };
+            let error = on_pair(*experiment, &params, &a, &b, &mut cancelled).unwrap_err();
+            assert_eq!(error.class(), Class::Cancelled, "{}", card.name);
+        }
+    }
+}
+
+fn single(sink: &MemorySink, name: &str) -> Vec<f64> {
+    sink.metrics[name].values().next().unwrap().data.clone()
+}
+
+#[test]
+fn a_model_against_itself_is_exactly_itself() {
+    for recipe in ["modular-addition", "modular-addition-mlp"] {
+        let base = decode(&trained(recipe, &params_of(recipe, 20), 4, 20), 20);
+        let own = |name: &str| measured(name, &json!({}), &base, &base);
+        let sink = own("mode-connectivity");
+        for name in ["barrier", "acc_drop"] {
+            assert_eq!(single(&sink, name), [0.0; 2], "{recipe} {name}");
+        }
+        let curve = single(&sink, "curve");
+        assert!(curve[..25].iter().all(|loss| *loss == curve[0]), "every point is the model");
+        let sink = own("rebasin");
+        for name in ["barrier_naive", "barrier_matched", "barrier_activation"] {
+            assert_eq!(single(&sink, name), [0.0; 2], "{recipe} {name}");
+        }
+        for name in ["cosine_naive", "cosine_matched", "same_frequency_matched"] {
+            assert_eq!(single(&sink, name), [1.0], "{recipe} {name}");
+        }
+        assert_eq!(single(&sink, "n_moved"), [0.0]);
+        let sink = own("weight-delta");
+        assert!(single(&sink, "relative_norm").iter().all(|norm| *norm == 0.0));
+        assert!(single(&sink, "effective_rank").iter().all(|rank| *rank == 0.0));
+        assert_eq!(
+            (single(&sink, "cosine_total"), single(&sink, "relative_norm_total")),
+            (vec![1.0], vec![0.0])
+        );
+        let overlaps = single(&sink, "subspace_overlap");
+        assert!(overlaps.iter().all(|overlap| (overlap - 1.0).abs() < 1e-12), "{overlaps:?}");
+        let sink = own("output-similarity");
+        for name in
+            ["kl", "kl_reverse", "js", "js_low", "js_high", "total_variation", "logprob_rms"]
+        {
+            assert_eq!(single(&sink, name), [0.0], "{recipe} {name}");
+        }
+        for name in ["top1_agreement", "logprob_correlation"] {
+            assert_eq!(single(&sink, name), [1.0], "{recipe} {name}");
+        }
+        assert!(single(&own("cka"), "cka").iter().all(|cka| *cka == 1.0));
+    }
+}
+
+#[test]
+fn symmetric_measures_are_symmetric() {
+    let params = params_of("modular-addition", 30);
+    let [a, b] = [4, 5].map(|seed| decode(&trained("modular-addition", &params, seed, 30), 30));
+    let both = |name: &str, settings: &Json| {
+        (measured(name, settings, &a, &b), measured(name, settings, &b, &a))
+    };
+    let tokens = json!({ "tokens": [[1, 2, 11], [3, 4, 11], [7, 8]] });
+    for settings in [json!({}), tokens.clone()] {
+        let (there, back) = both("output-similarity", &settings);
+        let close = |name: &str, other: &str| {
+            let (x, y) = (single(&there, name)[0], single(&back, other)[0]);
+            assert!((x - y).abs() < 1e-12 || (x.is_nan() && y.is_nan()), "{name}: {x} {y}");
+        };
+        for name in ["js", "total_variation", "top1_agreement", "logprob_correlation"] {
+            close(name, name);
+        }
+        close("kl", "kl_reverse");
+        close("token_rms", "token_rms");
+        let js = single(&there, "js")[0];
+        assert!(js > 0.0 && js <= LN_2, "{js}");
+    }
+    let (there, _) = both("output-similarity", &tokens);
+    assert_eq!(single(&there, "n_positions"), [8.0], "rows end where they end");
+    let (there, back) = both("mode-connectivity", &json!({}));
+    for (x, y) in single(&there, "barrier").into_iter().zip(single(&back, "barrier")) {
+        assert!(x > 0.0 && (x - y).abs() < 1e-5, "{x} {y}");
+    }
+    let (there, back) = both("cka", &tokens);
+    let (x, y) = (single(&there, "cka")[0], single(&back, "cka")[0]);
+    assert!((x - y).abs() < 1e-12 && x > 0.0 && x < 1.0, "{x} {y}");
+}
+
+/// The library recovers a shuffled copy; the experiment has to say so in its metrics.
+#[test]
+fn a_shuffled_copy_is_found_out() {
+    let params = params_of("modular-addition-mlp", 800);
+    let a = decode(&trained("modular-addition-mlp", &params, 4, 800), 800);
+    let order: Vec<i64> = (0..20).map(|unit| (7 * unit + 3) % 20).collect();
+    let mut weights: Weights = a.weights.copy();
+    for (name, axis) in [("layers.0.W", 1), ("layers.1.W", 0)] {
+        let index = sweep_lab::lens::Tensor::from_slice(&order);
+        let moved = weights.get(name).unwrap().index_select(axis, &index);
+        weights.insert(name.to_owned(), moved);
+    }
+    let b = Checkpoint {
+        config: a.config.clone(),
+        weights,
+        step: a.step,
+        extra: a.extra.clone(),
+        weights_hash: String::new(),
+    };
+    let sink = measured("rebasin", &json!({}), &a, &b);
+    assert!(single(&sink, "barrier_naive").iter().all(|height| *height > 1e-3));
+    for name in ["barrier_matched", "barrier_activation"] {
+        assert!(single(&sink, name).iter().all(|height| *height < 1e-9), "{name}");
+    }
+    assert!(single(&sink, "barrier_ratio").iter().all(|ratio| *ratio < 1e-6));
+    assert_eq!(single(&sink, "cosine_matched"), [1.0]);
+    assert_eq!(single(&sink, "n_moved"), [20.0]);
+    assert_eq!(single(&sink, "same_frequency_matched"), [1.0]);
+    let cosines = single(&sink, "frequency_cosine");
+    assert!(cosines.iter().all(|cosine| (cosine - 1.0).abs() < 1e-12), "{cosines:?}");
+    let orders: Json = serde_json::from_slice(&sink.artifacts["permutations.json"]).unwrap();
+    let found: Vec<i64> = serde_json::from_value(orders["neurons.0"].clone()).unwrap();
+    let back: Vec<i64> = found.iter().map(|&place| order[place as usize]).collect();
+    assert_eq!(back, (0..20).collect::<Vec<i64>>(), "the inverse permutation");
+}
+
+struct Codec(&'static str);
+
+impl TextCodec for Codec {
+    fn encode(&self, _text: &str, _prepend_bos: bool) -> Result<Vec<i64>> {
+        Ok(vec![0])
+    }
+
+    fn decode_token(&self, id: i64) -> String {
+        id.to_string()
+    }
+
+    fn bos(&self) -> Option<i64> {
+        None
+    }
+
+    fn hash(&self) -> &str {
+        self.0
+    }
+}
+
+#[test]
+fn what_cannot_be_compared_is_refused_with_the_reason() {
+    let of = |recipe: &str, params: &Json| decode(&trained(recipe, params, 4, 2), 2);
+    let base = of("modular-addition-mlp", &json!({ "p": 11, "d_mlp": 20, "steps": 2 }));
+    let wide = of("modular-addition-mlp", &json!({ "p": 11, "d_mlp": 24, "steps": 2 }));
+    let other = of("modular-addition-mlp", &json!({ "p": 13, "d_mlp": 20, "steps": 2 }));
+    let error = |name: &str, first: &Checkpoint, second: &Checkpoint, params: Json| {
+        let mut sink = MemorySink::default();
+        on_pair(find(name), &params, first, second, &mut sink).unwrap_err()
+    };
+    for name in ["rebasin", "mode-connectivity", "weight-delta"] {
+        let error = error(name, &base, &wide, json!({}));
+        assert_eq!(error.class(), Class::Unsupported);
+        assert!(
+            error.to_string().contains("`layers.0.W` is [22, 20] in one and [22, 24]"),
+            "{error}"
+        );
+    }
+    for name in ["output-similarity", "cka"] {
+        let error = error(name, &base, &other, json!({}));
+        assert!(
+            error.to_string().contains("`d_vocab` is 22 in one and 26 in the other"),
+            "{error}"
+        );
+        // Other shapes are no obstacle to comparing what models say.
+        on_pair(find(name), &json!({}), &base, &wide, &mut MemorySink::default()).unwrap();
+    }
+    let foreign = Checkpoint {
+        extra: json!({}),
+        ..of("modular-addition-mlp", &json!({ "p": 11, "d_mlp": 20, "steps": 2 }))
+    };
+    let problem = error("rebasin", &foreign, &foreign, json!({}));
+    assert!(problem.to_string().contains("no recipe trained"), "{problem}");
+    let problem = error("cka", &base, &base, json!({ "tokens": [[1]], "text": ["a"] }));
+    assert_eq!(problem.class(), Class::Params);
+    let problem = error("cka", &base, &base, json!({ "tokens": [[99, 1]] }));
+    assert!(problem.to_string().contains("token 99"), "{problem}");
+    // The same ids mean other words.
+    let model = Transformer::new(base.config.clone(), base.weights.shallow_clone()).unwrap();
+    let (one, two) = (Codec("one"), Codec("two"));
+    let couple = Couple {
+        first: Subject { text: Some(&one), ..Subject::of(&base, &model) },
+        second: Subject { text: Some(&two), ..Subject::of(&base, &model) },
+    };
+    let problem =
+        compare(find("cka"), &json!({}), &couple, &mut MemorySink::default()).unwrap_err();
+    assert!(problem.to_string().contains("their tokenizers differ"), "{problem}");
+}
+
+/// Several trained models.
+struct Models(Vec<Published>);
+
+impl CohortCheckpoints for Models {
+    fn steps(&self, member: usize) -> &[u64] {
+        &self.0[member].steps
+    }
+
+    fn load(&mut self, member: usize, step: u64) -> Result<Checkpoint> {
+        Ok(decode(&self.0[member], step))
+    }
+}
+
+fn members(recipe: &str, params: &Json, n: u64) -> Vec<Member> {
+    let Json::Object(params) = params.clone() else { panic!() };
+    (0..n)
+        .map(|seed| Member {
+            label: format!("{recipe}-seed{seed}"),
+            seed: Some(seed),
+            recipe: Some(recipe.to_owned()),
+            params: params.clone(),
+            axes: Vec::new(),
+            failure: None,
+        })
+        .collect()
+}
+
+/// Series of each model, and of pairs of models.
+fn cohort_series(models: &Models) -> CohortSeries {
+    let mut table = CohortSeries::new();
+    for (member, files) in models.0.iter().enumerate() {
+        for (name, series) in all_series(files) {
+            table.entry(name).or_default().push(MemberSeries { member, partner: None, series });
+        }
+    }
+    let last = *models.0[0].steps.last().unwrap();
+    for experiment in EXPERIMENTS.iter().filter(|e| e.card().stage == Stage::Compare) {
+        let mut sink = MemorySink::default();
+        let [a, b] = [0, 1].map(|member| decode(&models.0[member], last));
+        on_pair(*experiment, &experiment.default_params(), &a, &b, &mut sink).unwrap();
+        for (name, points) in sink.metrics {
+            let points = points.into_iter().collect();
+            let series = Series { points, ..Series::default() };
+            let partner = Some("modular-addition-seed1".to_owned());
+            let entry = table.entry(format!("{}.{name}", experiment.card().name)).or_default();
+            entry.push(MemberSeries { member: 0, partner, series });
+        }
+    }
+    table
+}
+
+#[test]
+fn joint_experiments_emit_what_they_declare_and_name_who_failed() {
+    let mut of_recipe: BTreeMap<&str, (Models, Vec<Member>)> = BTreeMap::new();
+    for recipe in ["modular-addition", "addition"] {
+        let params = params_of(recipe, 20);
+        let mut models: Vec<Published> =
+            (0..3).map(|seed| trained(recipe, &params, seed, 10)).collect();
+        let mut members = members(recipe, &params, 4);
+        members[3].failure = Some("train_loss is NaN at step 10".to_owned());
+        models.push(Published::new(BTreeMap::new()));
+        of_recipe.insert(recipe, (Models(models), members));
+    }
+    let series = cohort_series(&Models(
+        (0..2)
+            .map(|i| Published::new(of_recipe["modular-addition"].0.0[i].files.clone()))
+            .collect(),
+    ));
+    for experiment in EXPERIMENTS.iter().filter(|e| matches!(e.card().stage, Stage::Joint(_))) {
+        let card = experiment.card();
+        let recipe = *recipes_of(card).iter().find(|r| of_recipe.contains_key(*r)).unwrap();
+        let (models, members) = of_recipe.get_mut(recipe).unwrap();
+        let mut params = example_params(*experiment);
+        if card.name == "knockout-delay" {
+            params["metric"] = json!("grokking-progress.test_acc");
+        }
+        let mut run = |sink: &mut MemorySink, members: &[Member]| {
+            let reads = experiment.inputs(&params).unwrap();
+            let checkpoints = (reads == Inputs::Checkpoints)
+                .then_some(&mut *models as &mut dyn CohortCheckpoints);
+            let cohort = Cohort { members, checkpoints, series: &series, device: Device::Cpu };
+            joint(*experiment, &params, cohort, sink)
+        };
+        let mut first = MemorySink::default();
+        run(&mut first, members).unwrap();
+        check_emitted(card, &first);
+        assert_eq!(first.scalar("n_models", 20), Some(4.0), "{}", card.name);
+        assert_eq!(first.scalar("n_failed", 20), Some(1.0), "{}", card.name);
+        let named: Json = serde_json::from_slice(&first.artifacts["members.json"]).unwrap();
+        assert_eq!(named[3]["failure"], "train_loss is NaN at step 10");
+        let mut second = MemorySink::default();
+        run(&mut second, members).unwrap();
+        assert_eq!(bits(&first), bits(&second), "{} is not deterministic", card.name);
+        assert_eq!(first.artifacts, second.artifacts, "{}", card.name);
+        let mut cancelled = MemorySink { cancel_at: Some(1), ..MemorySink::default() };
+        let error = run(&mut cancelled, members).unwrap_err();
+        assert_eq!(error.class(), Class::Cancelled, "{}", card.name);
+        let empty = CohortSeries::new();
+        let cohort = Cohort { members, checkpoints: None, series: &empty, device: Device::Cpu };
+        let error = joint(*experiment, &params, cohort, &mut MemorySink::default()).unwrap_err();
+        assert_eq!(error.class(), Class::Input, "{}", card.name);
+    }
+    assert!(EXPERIMENTS.iter().any(|e| e.card().stage == Stage::Joint(Scope::Sweep)));
+}
+
+#[test]
+fn orders_of_digits_are_compared_over_seeds() {
+    let params = params_of("addition", 60);
+    let models: Vec<Published> = (0..3).map(|seed| trained("addition", &params, seed, 5)).collect();
+    let mut models = Models(models);
+    let members = members("addition", &params, 3);
+    let empty = CohortSeries::new();
+    let cohort = Cohort {
+        members: &members,
+        checkpoints: Some(&mut models),
+        series: &empty,
+        device: Device::Cpu,
+    };
+    let mut sink = MemorySink::default();
+    joint(find("digit-order"), &json!({ "n_bootstrap": 50 }), cohort, &mut sink).unwrap();
+    let at = |name: &str| sink.metrics[name][&60].clone();
+    let (rank, mean) = (at("rank"), at("mean_rank"));
+    assert_eq!((rank.shape.as_slice(), mean.shape.as_slice()), (&[3, 3][..], &[3][..]));
+    assert_eq!(rank.labels[0].as_ref().unwrap()[2], "addition-seed2");
+    for digit in 0..3 {
+        let expected = (0..3).map(|model| rank.data[3 * model + digit]).sum::<f64>() / 3.0;
+        assert!((mean.data[digit] - expected).abs() < 1e-12);
+        let (low, high) = (at("mean_rank_low").data[digit], at("mean_rank_high").data[digit]);
+        assert!(low <= expected && expected <= high, "{low} {expected} {high}");
+    }
+    assert_eq!(sink.metrics["loss_digit"].len(), 13, "a value at every checkpoint");
+    let precedence = at("precedence");
+    for i in 0..3 {
+        for j in 0..3 {
+            let sum = precedence.data[3 * i + j] + precedence.data[3 * j + i];
+            assert!((sum - 1.0).abs() < 1e-12);
+        }
+    }
+}
