@@ -126,6 +126,7 @@ impl SweepFile {
     }
 
     /// The part below some keys as a sweep file of its own; places stay those of the whole file.
+    #[must_use]
     pub fn within(mut self, keys: &[&str]) -> Self {
         let prefix: Vec<Segment> = keys.iter().map(|key| Segment::Key((*key).to_owned())).collect();
         let below = |(path, place): (Vec<Segment>, Place)| {
