@@ -13,6 +13,7 @@
 
 mod addition_task;
 mod card;
+mod circuits;
 pub mod curve;
 pub mod data;
 mod error;
@@ -29,15 +30,18 @@ mod interventions;
 mod modular;
 pub mod optimizer;
 mod params;
+mod pattern_sums;
 mod progress_measures;
 mod prompts;
 pub mod random;
+mod readout;
 pub mod rebasin;
 mod recipe;
 pub mod recipes;
 mod sequence;
 mod sink;
 mod subject;
+mod token_rows;
 mod train;
 mod trainer_state;
 mod trajectory;

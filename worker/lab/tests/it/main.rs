@@ -6,6 +6,7 @@
 
 mod addition;
 mod experiments;
+mod heads;
 mod integrity;
 mod interventions;
 mod modular;

@@ -14,15 +14,15 @@ use sweep_lab::{
     },
 };
 
-fn find(name: &str) -> &'static dyn AnyExperiment {
+pub(crate) fn find(name: &str) -> &'static dyn AnyExperiment {
     *EXPERIMENTS.iter().find(|experiment| experiment.card().name == name).unwrap()
 }
 
 /// A small model of the lens crate, with the tokens and logits that TransformerLens gave for it.
-struct Fixture {
-    checkpoint: Checkpoint,
-    model: Transformer,
-    tokens: Json,
+pub(crate) struct Fixture {
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) model: Transformer,
+    pub(crate) tokens: Json,
 }
 
 fn fixtures() -> PathBuf {
@@ -30,7 +30,7 @@ fn fixtures() -> PathBuf {
 }
 
 impl Fixture {
-    fn read(name: &str) -> Self {
+    pub(crate) fn read(name: &str) -> Self {
         let read = |file: String| fs::read(fixtures().join(file)).unwrap();
         let record: Json = serde_json::from_slice(&read(format!("{name}.json"))).unwrap();
         let config: Config = serde_json::from_value(record["config"].clone()).unwrap();
@@ -61,7 +61,12 @@ impl Fixture {
         Self { checkpoint, model, tokens: record["tokens"].clone() }
     }
 
-    fn run(&self, name: &str, params: &Json, text: Option<&dyn TextCodec>) -> Result<MemorySink> {
+    pub(crate) fn run(
+        &self,
+        name: &str,
+        params: &Json,
+        text: Option<&dyn TextCodec>,
+    ) -> Result<MemorySink> {
         let subject = Subject { text, ..Subject::of(&self.checkpoint, &self.model) };
         let mut sink = MemorySink::default();
         let mut jobs = [AnalyseJob { experiment: find(name), params, sink: &mut sink }];
@@ -70,14 +75,14 @@ impl Fixture {
     }
 
     #[track_caller]
-    fn refuse(&self, name: &str, params: &Json, class: Class, words: &str) {
+    pub(crate) fn refuse(&self, name: &str, params: &Json, class: Class, words: &str) {
         let error = self.run(name, params, Some(&Letters)).unwrap_err();
         assert!(error.class() == class && error.to_string().contains(words), "{error}");
     }
 }
 
 /// One token a byte, `a` is 1; 0 is the BOS token.
-struct Letters;
+pub(crate) struct Letters;
 
 impl TextCodec for Letters {
     fn encode(&self, text: &str, prepend_bos: bool) -> Result<Vec<i64>> {
@@ -98,7 +103,7 @@ impl TextCodec for Letters {
     }
 }
 
-fn numbers(json: &Json) -> Vec<f64> {
+pub(crate) fn numbers(json: &Json) -> Vec<f64> {
     match json.as_array() {
         Some(items) => items.iter().flat_map(numbers).collect(),
         None => vec![json.as_f64().unwrap()],
