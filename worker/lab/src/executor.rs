@@ -4,7 +4,7 @@
 //! Invariant: an experiment that fails or panics takes no other one down. Only a failure of the forward
 //! pass itself reaches all observers of that pass.
 
-use sweep_lens::{Hook, Hooks, Run, Tensor, Transformer};
+use sweep_lens::{Architecture, Hook, Hooks, Run, Tensor, Transformer};
 
 use crate::{
     card::Stage,
@@ -122,7 +122,9 @@ impl<'a> Pass<'a> {
         let wanted = |hook: &Hook| self.watchers.iter().any(|w| w.observer.wants(*hook));
         let run = Run {
             last_position_only: self.tokens.last_position_only,
-            skip_unembed: true,
+            // The readout unembeds; a perceptron has no unembedding apart from its last layer.
+            skip_unembed: !wants_readout
+                || model.config().architecture == Architecture::Transformer,
             stop_after_layer: last_layer(hooks.into_iter().filter(wanted), wants_readout),
         };
         let mut first_row = 0;

@@ -9,6 +9,16 @@ fn golden() -> Json {
     serde_json::from_str(include_str!("../fixtures/heads.json")).unwrap()
 }
 
+/// Everything that looks at heads or at what they are good for.
+const HEADS: [&str; 6] = [
+    "attention-stats",
+    "composition",
+    "copying",
+    "head-detector",
+    "in-context-learning",
+    "induction-heads",
+];
+
 #[track_caller]
 fn near(found: &[f64], expected: &[f64], tolerance: f64, what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}");
@@ -84,12 +94,51 @@ fn scores_on_repeats_equal_transformer_lens() {
 }
 
 #[test]
+fn compositions_equal_transformer_lens() {
+    let golden = golden();
+    for (model, expected) in golden["repeats"].as_object().unwrap() {
+        for (steps, key, folded) in
+            [("raw", "composition", 0.0), ("folded", "composition_folded", 1.0)]
+        {
+            let fixture = Fixture::read(model).processed(steps);
+            let sink = fixture.run("composition", &json!({}), None).unwrap();
+            for (kind, name) in
+                [("Q", "q_composition"), ("K", "k_composition"), ("V", "v_composition")]
+            {
+                let expected = numbers(&expected[key][kind]);
+                near(cells(&sink, name), &expected, 1e-5, &format!("{model} {steps} {name}"));
+                let best = expected.iter().copied().fold(0.0, f64::max) - 1.0 / 48f64.sqrt();
+                near(&[sink.scalar(&format!("{name}_max"), 7).unwrap()], &[best], 1e-5, model);
+            }
+            assert_eq!(sink.scalar("folded", 7), Some(folded), "{model}");
+            let rotary = f64::from(u8::from(model == "neox-tiny"));
+            assert_eq!(sink.scalar("rotary", 7), Some(rotary), "{model}");
+            let chance = sink.scalar("baseline_monte_carlo", 7).unwrap();
+            assert!((chance - 1.0 / 48f64.sqrt()).abs() < 0.01, "{chance}");
+        }
+    }
+    // At one position in front only the QK circuits change.
+    let fixture = Fixture::read("neox-tiny");
+    let of = |rotary| fixture.run("composition", &json!({ "rotary": rotary }), None).unwrap();
+    let (ignored, previous) = (of("ignore"), of("previous"));
+    assert_eq!(previous.scalar("rotary", 7), Some(2.0));
+    assert_ne!(cells(&ignored, "k_composition"), cells(&previous, "k_composition"));
+    assert_ne!(cells(&ignored, "qk_trace"), cells(&previous, "qk_trace"));
+    assert_eq!(cells(&ignored, "v_composition"), cells(&previous, "v_composition"));
+}
+
+#[test]
 fn every_fixture_can_be_analysed_by_default() {
     let golden = golden();
     let models = golden["detect"].as_object().unwrap().keys();
     for model in models {
         let fixture = Fixture::read(model);
-        for name in ["induction-heads", "head-detector", "attention-stats", "in-context-learning"] {
+        for name in HEADS {
+            if name == "composition" && fixture.model.config().n_layers < 2 {
+                let words = "needs at least 2 layers, the model has 1";
+                fixture.refuse(name, &json!({}), Class::Unsupported, words);
+                continue;
+            }
             let sink = fixture.run(name, &json!({}), None).unwrap();
             let all = sink.metrics.values().flat_map(|points| &points[&7].data);
             let is_sound = all.clone().all(|number| number.is_finite() || name.starts_with("in-"));

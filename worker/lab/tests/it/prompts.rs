@@ -11,6 +11,7 @@ use sweep_lab::{
         checkpoint::{Checkpoint, decode_tensors},
         families,
         formats::TensorFiles,
+        processing::{Processing, process},
     },
 };
 
@@ -59,6 +60,15 @@ impl Fixture {
             weights_hash: "hash".to_owned(),
         };
         Self { checkpoint, model, tokens: record["tokens"].clone() }
+    }
+
+    /// The same model with its weights rewritten.
+    pub(crate) fn processed(mut self, steps: &str) -> Self {
+        let processing = Processing::parse(steps, &self.checkpoint.config).unwrap();
+        let (config, weights) =
+            process(&self.checkpoint.config, &self.checkpoint.weights, &processing).unwrap();
+        self.model = Transformer::new(config, weights).unwrap();
+        self
     }
 
     pub(crate) fn run(
