@@ -49,7 +49,8 @@ impl Prompts {
         Ok(prompts)
     }
 
-    fn check(&self, config: &Config, param: &str) -> Result<()> {
+    /// Refuses rows that the model cannot read; `param` is where they come from.
+    pub(crate) fn check(&self, config: &Config, param: &str) -> Result<()> {
         let refuse = |problem: String| Err(Error::params(param, problem));
         if self.rows.is_empty() {
             return refuse("expected at least one row, found none".to_owned());
@@ -117,7 +118,11 @@ pub(crate) fn require_bos(subject: &Subject<'_>) -> Result<i64> {
 }
 
 /// Encodes by the tokenizer; without one, by the words that the model's recipe recorded.
-fn encode(subject: &Subject<'_>, text: &[String], prepend_bos: bool) -> Result<Vec<Vec<i64>>> {
+pub(crate) fn encode(
+    subject: &Subject<'_>,
+    text: &[String],
+    prepend_bos: bool,
+) -> Result<Vec<Vec<i64>>> {
     if let Some(codec) = subject.text {
         return text.iter().map(|text| codec.encode(text, prepend_bos)).collect();
     }

@@ -17,11 +17,13 @@ pub mod in_context_learning;
 pub mod induction_heads;
 pub mod integrity;
 pub mod integrity_report;
+pub mod logit_lens;
 pub mod pca;
 pub mod per_token_loss;
 pub mod phase_transition;
 pub mod quanta;
 pub mod s_curve_evidence;
+pub mod soft_induction;
 pub mod weight_norms;
 
 /// All experiments this build can run; the worker advertises exactly this list.
@@ -41,10 +43,12 @@ pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &induction_heads::InductionHeads,
     &integrity::Integrity,
     &integrity_report::IntegrityReport,
+    &logit_lens::LogitLens,
     &pca::Pca,
     &per_token_loss::PerTokenLoss,
     &phase_transition::PhaseTransition,
     &quanta::Quanta,
     &s_curve_evidence::SCurveEvidence,
+    &soft_induction::SoftInduction,
     &weight_norms::WeightNorms,
 ];

@@ -3,20 +3,21 @@
 use serde_json::{Value as Json, json};
 use sweep_lab::{Class, MemorySink};
 
-use crate::prompts::{Fixture, numbers};
+use crate::prompts::{Fixture, Letters, numbers};
 
 fn golden() -> Json {
     serde_json::from_str(include_str!("../fixtures/heads.json")).unwrap()
 }
 
 /// Everything that looks at heads or at what they are good for.
-const HEADS: [&str; 6] = [
+const HEADS: [&str; 7] = [
     "attention-stats",
     "composition",
     "copying",
     "head-detector",
     "in-context-learning",
     "induction-heads",
+    "logit-lens",
 ];
 
 #[track_caller]
@@ -153,6 +154,44 @@ fn every_fixture_can_be_analysed_by_default() {
             }
         }
     }
+}
+
+#[test]
+fn the_lens_ends_in_the_models_own_prediction() {
+    for model in ["gpt2-tiny", "neel-shortformer", "olmo2-lens"] {
+        let fixture = Fixture::read(model);
+        let lens = fixture.run("logit-lens", &json!({"tokens": fixture.tokens}), None).unwrap();
+        let loss = fixture.run("per-token-loss", &json!({"tokens": fixture.tokens}), None).unwrap();
+        let n_layers = fixture.model.config().n_layers as usize;
+        assert_eq!(cells(&lens, "loss").len(), n_layers + 1);
+        near(&cells(&lens, "loss")[n_layers..], &[loss.scalar("loss", 7).unwrap()], 1e-5, model);
+        near(&cells(&lens, "kl_to_final")[n_layers..], &[0.0], 1e-6, model);
+        assert_eq!(cells(&lens, "top1_agreement")[n_layers], 1.0);
+        assert!(cells(&lens, "kl_to_final")[0] > 1e-3, "{model}");
+    }
+}
+
+#[test]
+fn word_pairs_of_any_number_of_tokens_are_aligned() {
+    let fixture = Fixture::read("gpt2-tiny");
+    let pairs = json!(["ab=cde", "f=g", "hi=j", "k=lm"]);
+    let sink = fixture.run("soft-induction", &json!({"pairs": pairs}), Some(&Letters)).unwrap();
+    assert_eq!(sink.scalar("n_words", 7), Some(4.0));
+    for name in ["soft_prefix_matching", "literal_prefix_matching", "control_matching"] {
+        assert!(cells(&sink, name).iter().all(|score| (0.0..1.0).contains(score)), "{name}");
+    }
+    let scalar = |name| sink.scalar(name, 7).unwrap();
+    let gain = scalar("control_loss") - scalar("translated_loss");
+    near(&[scalar("translation_gain")], &[gain], 1e-12, "gain");
+    let ids = json!({"token_pairs": [[1, 2], [3, 4], [5, 6]]});
+    assert_eq!(fixture.run("soft-induction", &ids, None).unwrap().scalar("n_words", 7), Some(3.0));
+    let refuse = |params, class, words| fixture.refuse("soft-induction", &params, class, words);
+    refuse(json!({}), Class::Unsupported, "pairs");
+    refuse(json!({"pairs": ["ab", "c=d"]}), Class::Params, "`ab`");
+    refuse(json!({"pairs": ["a=b", "c=d"]}), Class::Params, "3 or more");
+    refuse(json!({"token_pairs": [[1, 2], [3, 4], [5, 101]]}), Class::Params, "101");
+    refuse(json!({"token_pairs": [[1, 2], [3], [5, 6]]}), Class::Params, "two tokens");
+    refuse(json!({"token_pairs": ids["token_pairs"], "n_words": 4}), Class::Params, "4");
 }
 
 #[test]
