@@ -156,6 +156,10 @@ pub enum Axis {
     Frequency,
     /// Parameter tensor, labelled with its canonical name.
     Tensor,
+    /// Transformer block of the second of two heads, the one that reads.
+    ToLayer,
+    /// The second of two attention heads, the one that reads.
+    ToHead,
     /// Principal component.
     Component,
     /// Cell of another metric, labelled `axis=label,…` (empty for a scalar).
@@ -214,6 +218,8 @@ impl Axis {
             Self::Head => "head",
             Self::Frequency => "frequency",
             Self::Tensor => "tensor",
+            Self::ToLayer => "to_layer",
+            Self::ToHead => "to_head",
             Self::Component => "component",
             Self::Cell => "cell",
             Self::Quantile => "quantile",

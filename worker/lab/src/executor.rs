@@ -4,12 +4,13 @@
 //! Invariant: an experiment that fails or panics takes no other one down. Only a failure of the forward
 //! pass itself reaches all observers of that pass.
 
-use sweep_lens::{Hook, Hooks, Run, Tensor, Transformer};
+use sweep_lens::{Architecture, Hook, Hooks, Run, Tensor, Transformer};
 
 use crate::{
     card::Stage,
     error::{Error, Result, catch},
     experiment::{Analysis, AnyExperiment, Observer, Subject, TokenSet},
+    readout::{Read, Readout},
     sink::{Context, Sink},
 };
 
@@ -111,25 +112,40 @@ impl<'a> Pass<'a> {
         let n_rows = self.tokens.tokens.size()[0];
         let rows_per_batch = self.tokens.rows_per_batch.max(1);
         let wants_logits = self.watchers.iter().any(|watcher| watcher.observer.wants_logits());
+        let readout = Readout {
+            model,
+            wants_logits,
+            widths: self.watchers.iter().filter_map(|w| w.observer.wants_losses()).collect(),
+        };
+        let wants_readout = wants_logits || !readout.widths.is_empty();
         let hooks = model.config().hooks();
         let wanted = |hook: &Hook| self.watchers.iter().any(|w| w.observer.wants(*hook));
         let run = Run {
             last_position_only: self.tokens.last_position_only,
-            skip_unembed: !wants_logits,
-            stop_after_layer: last_layer(hooks.into_iter().filter(wanted), wants_logits),
+            // The readout unembeds; a perceptron has no unembedding apart from its last layer.
+            skip_unembed: !wants_readout
+                || model.config().architecture == Architecture::Transformer,
+            stop_after_layer: last_layer(hooks.into_iter().filter(wanted), wants_readout),
         };
         let mut first_row = 0;
         while first_row < n_rows && self.watchers.iter().any(|w| w.failure.is_none()) {
             let length = rows_per_batch.min(n_rows - first_row);
             let tokens = self.tokens.tokens.narrow(0, first_row, length);
-            let logits = catch(|| {
+            let read = catch(|| {
                 let mut fan_out = FanOut { first_row, watchers: &mut self.watchers };
-                Ok(model.forward(&tokens, &run, &mut fan_out))
+                let normalized = model.forward(&tokens, &run, &mut fan_out);
+                Ok(if wants_readout { readout.read(&normalized, &tokens) } else { Read::default() })
             })?;
             first_row += length;
             for watcher in &mut self.watchers {
-                if watcher.observer.wants_logits() {
-                    watcher.give(|observer| observer.logits(first_row - length, &logits));
+                if let Some(logits) =
+                    read.logits.as_ref().filter(|_| watcher.observer.wants_logits())
+                {
+                    watcher.give(|observer| observer.logits(first_row - length, logits));
+                }
+                let width = watcher.observer.wants_losses();
+                if let Some(losses) = width.and_then(|width| read.losses.get(&width)) {
+                    watcher.give(|observer| observer.losses(first_row - length, losses));
                 }
                 let progress = jobs[watcher.job].sink.progress(first_row as u64, n_rows as u64);
                 watcher.give(|_| Ok(progress?));
@@ -147,8 +163,8 @@ impl<'a> Pass<'a> {
 }
 
 /// The last block that has to run, or `None` if everything has to.
-fn last_layer(wanted: impl Iterator<Item = Hook>, wants_logits: bool) -> Option<u32> {
-    if wants_logits {
+fn last_layer(wanted: impl Iterator<Item = Hook>, wants_readout: bool) -> Option<u32> {
+    if wants_readout {
         return None;
     }
     let mut last = 0;

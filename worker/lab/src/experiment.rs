@@ -120,7 +120,7 @@ pub struct TokenSet {
 }
 
 /// Reads activations, a batch of rows at a time, then reports. Each batch brings every wanted hook in
-/// the order of the computation, then the logits.
+/// the order of the computation, then logits and losses.
 pub trait Observer {
     /// Whether [`Observer::see`] wants this activation.
     fn wants(&self, hook: Hook) -> bool;
@@ -137,6 +137,19 @@ pub trait Observer {
     /// The logits `[batch, pos, d_vocab_out]` of rows `first_row..`.
     fn logits(&mut self, first_row: i64, logits: &Tensor) -> Result<()> {
         let _ = (first_row, logits);
+        Ok(())
+    }
+
+    /// Over how many first entries of the vocabulary it wants next-token losses, if it wants them. They
+    /// are computed once for everybody, without keeping logits; every token but the first of a row has to
+    /// be among those entries.
+    fn wants_losses(&self) -> Option<i64> {
+        None
+    }
+
+    /// Next-token losses of rows `first_row..`: f64 `[batch, pos - 1]` in nats, entry `i` about token `i + 1`.
+    fn losses(&mut self, first_row: i64, losses: &Tensor) -> Result<()> {
+        let _ = (first_row, losses);
         Ok(())
     }
 

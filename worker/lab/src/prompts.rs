@@ -4,11 +4,12 @@
 //! has 1 to `n_ctx` tokens (any number where positions do not enter), and every id lies in the
 //! vocabulary, so that a forward pass over them cannot fail for their sake.
 
-use sweep_lens::{Config, Positional, Tensor};
+use sweep_lens::{Architecture, Config, Positional, Tensor};
 
 use crate::{
     error::{Error, Result},
-    subject::{Subject, TextCodec},
+    subject::Subject,
+    vocabulary::Vocabulary,
 };
 
 /// Rows of token ids.
@@ -35,12 +36,7 @@ impl Prompts {
         let rows = if is_text {
             encode(subject, text, prepend_bos)?
         } else if prepend_bos {
-            let bos = subject.text.and_then(TextCodec::bos).ok_or_else(|| {
-                Error::Unsupported(
-                    "`prepend_bos` needs a tokenizer with a BOS token, this model has none"
-                        .to_owned(),
-                )
-            })?;
+            let bos = require_bos(subject)?;
             tokens
                 .iter()
                 .map(|row| std::iter::once(bos).chain(row.iter().copied()).collect())
@@ -53,12 +49,14 @@ impl Prompts {
         Ok(prompts)
     }
 
-    fn check(&self, config: &Config, param: &str) -> Result<()> {
+    /// Refuses rows that the model cannot read; `param` is where they come from.
+    pub(crate) fn check(&self, config: &Config, param: &str) -> Result<()> {
         let refuse = |problem: String| Err(Error::params(param, problem));
         if self.rows.is_empty() {
             return refuse("expected at least one row, found none".to_owned());
         }
-        let is_bounded = config.positional != Positional::None;
+        let is_bounded =
+            config.positional != Positional::None || config.architecture == Architecture::Mlp;
         for (index, row) in self.rows.iter().enumerate() {
             if row.is_empty() {
                 return refuse(format!("row {index} has no tokens"));
@@ -101,11 +99,42 @@ impl Prompts {
     }
 }
 
-fn encode(subject: &Subject<'_>, text: &[String], prepend_bos: bool) -> Result<Vec<Vec<i64>>> {
-    let codec = subject.text.ok_or_else(|| {
+/// The BOS token of the model's tokenizer, or of the vocabulary that its recipe recorded.
+pub(crate) fn bos(subject: &Subject<'_>) -> Result<Option<i64>> {
+    if let Some(codec) = subject.text {
+        return Ok(codec.bos());
+    }
+    let vocabulary = Vocabulary::of_checkpoint(&subject.checkpoint.extra)?;
+    Ok(vocabulary.and_then(|words| words.roles.get("bos")?.first().copied()))
+}
+
+/// The BOS token, or a refusal of `prepend_bos`.
+pub(crate) fn require_bos(subject: &Subject<'_>) -> Result<i64> {
+    bos(subject)?.ok_or_else(|| {
         Error::Unsupported(
-            "`text` needs the model's tokenizer, this model has none: give `tokens`".to_owned(),
+            "`prepend_bos` needs a tokenizer with a BOS token, this model has none".to_owned(),
         )
-    })?;
-    text.iter().map(|text| codec.encode(text, prepend_bos)).collect()
+    })
+}
+
+/// Encodes by the tokenizer; without one, by the words that the model's recipe recorded.
+pub(crate) fn encode(
+    subject: &Subject<'_>,
+    text: &[String],
+    prepend_bos: bool,
+) -> Result<Vec<Vec<i64>>> {
+    if let Some(codec) = subject.text {
+        return text.iter().map(|text| codec.encode(text, prepend_bos)).collect();
+    }
+    let Some(words) = Vocabulary::of_checkpoint(&subject.checkpoint.extra)? else {
+        return Err(Error::Unsupported(
+            "`text` needs the model's tokenizer, this model has none: give `tokens`".to_owned(),
+        ));
+    };
+    let front = if prepend_bos { Some(require_bos(subject)?) } else { None };
+    let encode = |text: &String| {
+        let ids = words.encode(text).map_err(|error| Error::params("text", error.to_string()))?;
+        Ok(front.into_iter().chain(ids).collect())
+    };
+    text.iter().map(encode).collect()
 }

@@ -170,6 +170,31 @@ impl Transformer {
         parts.finish(resid, run, hooks)
     }
 
+    /// Maps what a pass with [`Run::skip_unembed`] returned, or some positions of it, to logits.
+    ///
+    /// # Shapes
+    /// `[(n_models,) …, d_model]` to `[(n_models,) …, d_vocab_out]`; a perceptron has no separate
+    /// unembedding and gives nothing.
+    pub fn unembed(&self, normalized: &Tensor) -> Option<Tensor> {
+        match &self.network {
+            Network::Transformer(parts) => Some(parts.unembed.forward(normalized)),
+            Network::Mlp(_) => None,
+        }
+    }
+
+    /// Applies the final norm to a residual stream: what the model would unembed if it ended there.
+    ///
+    /// # Shapes
+    /// `[(n_models,) batch, pos, d_model]` to the same; nothing for a perceptron.
+    pub fn ln_final(&self, resid: &Tensor) -> Option<Tensor> {
+        match &self.network {
+            Network::Transformer(parts) => {
+                Some(parts.ln_final.forward(resid, Hook::LnFinal, &mut ()))
+            }
+            Network::Mlp(_) => None,
+        }
+    }
+
     fn check_length(&self, pos: i64) {
         let n_ctx = self.config.n_ctx;
         let is_bounded = self.config.positional != Positional::None;

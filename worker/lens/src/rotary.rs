@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tch::{Device, Kind, Tensor};
 
-use crate::config::RotaryScaling;
+use crate::config::{Config, Positional, RotaryScaling};
 
 /// Which components of a head are rotated, and by how much.
 #[derive(Debug, Clone)]
@@ -80,6 +80,22 @@ impl Rotary {
     }
 }
 
+impl Config {
+    /// The linear map that rotates a query which stands `offset` positions behind its key, for a key that
+    /// is left as it is: `q R · k` is the score of rotated vectors at that distance. `None` where
+    /// positions do not rotate.
+    ///
+    /// # Shapes
+    /// f64 `[d_head, d_head]`; a row vector is multiplied from the left.
+    pub fn rotation(&self, offset: u32) -> Option<Tensor> {
+        let Positional::Rotary { dim, base, scaling } = self.positional else { return None };
+        let options = (Kind::Double, Device::Cpu);
+        let rotary = Rotary::new(dim, base, scaling, options);
+        let identity = Tensor::eye(self.d_head, options).unsqueeze(0); // one position, d_head "heads"
+        Some(rotary.apply(&identity, i64::from(offset)).squeeze_dim(0))
+    }
+}
+
 impl Tables {
     fn grow(&mut self, n_positions: i64) {
         let (kind, device) = (self.cos.kind(), self.cos.device());
@@ -111,6 +127,20 @@ impl RotaryScaling {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn scores_depend_on_the_distance_alone() {
+        let positional = Positional::Rotary { dim: 4, base: 1e4, scaling: RotaryScaling::None };
+        let config = Config { positional, d_head: 6, ..Config::toy(1, 12, 2, 5, 64) };
+        let rotary = Rotary::new(4, 1e4, RotaryScaling::None, (Kind::Double, Device::Cpu));
+        let q = Tensor::randn([1, 1, 6], (Kind::Double, Device::Cpu));
+        let k = Tensor::randn([1, 1, 6], (Kind::Double, Device::Cpu));
+        let score = (rotary.apply(&q, 9) * rotary.apply(&k, 6)).sum(Kind::Double);
+        let rotation = config.rotation(3).unwrap();
+        let expected = (q.view([1, 6]).matmul(&rotation) * k.view([1, 6])).sum(Kind::Double);
+        assert!((score.double_value(&[]) - expected.double_value(&[])).abs() < 1e-12);
+        assert!(Config::toy(1, 12, 2, 5, 64).rotation(1).is_none());
+    }
 
     #[test]
     fn tables_grow_and_keep_their_values() {

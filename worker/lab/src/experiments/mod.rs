@@ -5,9 +5,12 @@ use crate::experiment::AnyExperiment;
 pub mod activation_patching;
 pub mod activations;
 pub mod algorithmic_probes;
+pub mod attention_stats;
 pub mod change_points;
 pub mod cka;
+pub mod composition;
 pub mod copy_score;
+pub mod copying;
 pub mod digit_order;
 pub mod digit_phases;
 pub mod forgetting;
@@ -15,6 +18,9 @@ pub mod frequency_choice;
 pub mod grok_predict;
 pub mod grokking_phases;
 pub mod grokking_progress;
+pub mod head_detector;
+pub mod in_context_learning;
+pub mod induction_heads;
 pub mod integrity;
 pub mod integrity_report;
 pub mod ioi;
@@ -22,6 +28,7 @@ pub mod ioi_ablation;
 pub mod ioi_attention;
 pub mod ioi_dla;
 pub mod knockout_delay;
+pub mod logit_lens;
 pub mod mode_connectivity;
 pub mod output_similarity;
 pub mod path_patching;
@@ -33,6 +40,7 @@ pub mod rebasin;
 pub mod rebasin_search;
 pub mod s_curve_evidence;
 pub mod seed_variance;
+pub mod soft_induction;
 pub mod weight_delta;
 pub mod weight_norms;
 
@@ -41,9 +49,12 @@ pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &activation_patching::ActivationPatching,
     &activations::Activations,
     &algorithmic_probes::AlgorithmicProbes,
+    &attention_stats::AttentionStats,
     &change_points::ChangePoints,
     &cka::Cka,
+    &composition::Composition,
     &copy_score::CopyScore,
+    &copying::Copying,
     &digit_order::DigitOrder,
     &digit_phases::DigitPhases,
     &forgetting::Forgetting,
@@ -51,6 +62,9 @@ pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &grok_predict::GrokPredict,
     &grokking_phases::GrokkingPhases,
     &grokking_progress::GrokkingProgress,
+    &head_detector::HeadDetector,
+    &in_context_learning::InContextLearning,
+    &induction_heads::InductionHeads,
     &integrity::Integrity,
     &integrity_report::IntegrityReport,
     &ioi::Ioi,
@@ -58,6 +72,7 @@ pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &ioi_attention::IoiAttention,
     &ioi_dla::IoiDla,
     &knockout_delay::KnockoutDelay,
+    &logit_lens::LogitLens,
     &mode_connectivity::ModeConnectivity,
     &output_similarity::OutputSimilarity,
     &path_patching::PathPatching,
@@ -69,6 +84,7 @@ pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &rebasin_search::RebasinSearch,
     &s_curve_evidence::SCurveEvidence,
     &seed_variance::SeedVariance,
+    &soft_induction::SoftInduction,
     &weight_delta::WeightDelta,
     &weight_norms::WeightNorms,
 ];

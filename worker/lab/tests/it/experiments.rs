@@ -101,6 +101,9 @@ pub(super) fn example_params(experiment: &dyn AnyExperiment) -> Json {
         if def.is_required() {
             params[def.name] = json!("grokking-progress.excluded_loss_frequency");
         }
+        if def.name == "token_pairs" {
+            params[def.name] = json!([[0, 6], [1, 7], [2, 8], [3, 9], [4, 10]]);
+        }
         if def.name == "tokens" && def.group.is_some() {
             params[def.name] = json!([[1, 2, 3], [4, 5, 6]]);
         }

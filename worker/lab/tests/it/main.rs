@@ -8,6 +8,7 @@ mod addition;
 mod circuits;
 mod experiments;
 mod finetune;
+mod heads;
 mod integrity;
 mod interventions;
 mod modular;

@@ -11,18 +11,19 @@ use sweep_lab::{
         checkpoint::{Checkpoint, decode_tensors},
         families,
         formats::TensorFiles,
+        processing::{Processing, process},
     },
 };
 
-pub(super) fn find(name: &str) -> &'static dyn AnyExperiment {
+pub(crate) fn find(name: &str) -> &'static dyn AnyExperiment {
     *EXPERIMENTS.iter().find(|experiment| experiment.card().name == name).unwrap()
 }
 
 /// A small model of the lens crate, with the tokens and logits that TransformerLens gave for it.
-pub(super) struct Fixture {
-    pub(super) checkpoint: Checkpoint,
-    pub(super) model: Transformer,
-    tokens: Json,
+pub(crate) struct Fixture {
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) model: Transformer,
+    pub(crate) tokens: Json,
 }
 
 pub(super) fn fixtures() -> PathBuf {
@@ -30,7 +31,7 @@ pub(super) fn fixtures() -> PathBuf {
 }
 
 impl Fixture {
-    pub(super) fn read(name: &str) -> Self {
+    pub(crate) fn read(name: &str) -> Self {
         let read = |file: String| fs::read(fixtures().join(file)).unwrap();
         let record: Json = serde_json::from_slice(&read(format!("{name}.json"))).unwrap();
         let config: Config = serde_json::from_value(record["config"].clone()).unwrap();
@@ -61,7 +62,16 @@ impl Fixture {
         Self { checkpoint, model, tokens: record["tokens"].clone() }
     }
 
-    pub(super) fn run(
+    /// The same model with its weights rewritten.
+    pub(crate) fn processed(mut self, steps: &str) -> Self {
+        let processing = Processing::parse(steps, &self.checkpoint.config).unwrap();
+        let (config, weights) =
+            process(&self.checkpoint.config, &self.checkpoint.weights, &processing).unwrap();
+        self.model = Transformer::new(config, weights).unwrap();
+        self
+    }
+
+    pub(crate) fn run(
         &self,
         name: &str,
         params: &Json,
@@ -75,14 +85,14 @@ impl Fixture {
     }
 
     #[track_caller]
-    fn refuse(&self, name: &str, params: &Json, class: Class, words: &str) {
+    pub(crate) fn refuse(&self, name: &str, params: &Json, class: Class, words: &str) {
         let error = self.run(name, params, Some(&Letters)).unwrap_err();
         assert!(error.class() == class && error.to_string().contains(words), "{error}");
     }
 }
 
 /// One token a byte, `a` is 1; 0 is the BOS token.
-struct Letters;
+pub(crate) struct Letters;
 
 impl TextCodec for Letters {
     fn encode(&self, text: &str, prepend_bos: bool) -> Result<Vec<i64>> {
@@ -103,7 +113,7 @@ impl TextCodec for Letters {
     }
 }
 
-pub(super) fn numbers(json: &Json) -> Vec<f64> {
+pub(crate) fn numbers(json: &Json) -> Vec<f64> {
     match json.as_array() {
         Some(items) => items.iter().flat_map(numbers).collect(),
         None => vec![json.as_f64().unwrap()],
