@@ -202,7 +202,9 @@ fn below_each_other(curves: &[Curve], models: &BTreeMap<u32, String>) -> Vec<(St
             let mut columns = vec![("model", Align::Left)];
             columns.extend(headers.iter().map(|header| (header.as_str(), Align::Right)));
             let mut table = table::new(&columns);
-            for (index, model) in models.iter().take(MODELS_MAX) {
+            let known = mine.iter().map(|curve| curve.series.model_index).collect::<HashSet<_>>();
+            let rows = models.iter().filter(|(index, _)| known.contains(index));
+            for (index, model) in rows.take(MODELS_MAX) {
                 let mut row = vec![Cell::new(model)];
                 row.extend(
                     part.iter().map(|(name, _)| Cell::new(text(found.get(&(*name, *index))))),

@@ -4,7 +4,8 @@
 //! The last value of a metric in every model of one entry. Its *items* are the metric's cells (tasks, digits, heads, …) at every
 //! grid point, its *raters* the seeds. One-way random effects: with k seeds, MSB the mean square between items and MSW the
 //! one within (between seeds of one item), `icc` = (MSB - MSW) / (MSB + (k - 1) MSW): the share of variance that items explain;
-//! `icc_low` and `icc_high` are a 95 % bootstrap interval over seeds. `mean` `[cell]` and `seed_sd` `[cell]`: mean and standard
+//! `icc_low` and `icc_high` are a 95 % bootstrap interval over seeds (a seed that is drawn twice counts once: it would
+//! agree with itself). `mean` `[cell]` and `seed_sd` `[cell]`: mean and standard
 //! deviation over seeds of each item; `variance_seed` = MSW and `variance_item` = (MSB - MSW) / k, which can come out
 //! negative for noise. Items that are not finite in some model are left out; models whose training failed are left
 //! out and named in `members.json`.
@@ -130,8 +131,13 @@ impl Table {
         let mut samples = Vec::new();
         for done in 0..params.n_bootstrap {
             let draw = |_: &usize| random::below(&mut rng, self.n_seeds.max(1) as u64) as usize;
-            let sample: Vec<usize> = all.iter().map(draw).collect();
-            samples.push(Variances::of(&self.rows, &sample).icc());
+            let mut sample: Vec<usize> = all.iter().map(draw).collect();
+            // A seed that is drawn twice agrees with itself, which says nothing about seeds.
+            sample.sort_unstable();
+            sample.dedup();
+            if sample.len() > 1 {
+                samples.push(Variances::of(&self.rows, &sample).icc());
+            }
             if done % 100 == 0 {
                 cx.progress(done, params.n_bootstrap)?;
             }
@@ -163,7 +169,7 @@ struct Variances {
 }
 
 impl Variances {
-    /// Of the columns `sample` of `rows`, repeated ones counting as often as they come.
+    /// Of the columns `sample` of `rows`.
     fn of(rows: &[Vec<f64>], sample: &[usize]) -> Self {
         let (n, k) = (rows.len() as f64, sample.len() as f64);
         let mean = |row: &Vec<f64>| sample.iter().map(|&seed| row[seed]).sum::<f64>() / k;
