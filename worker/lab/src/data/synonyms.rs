@@ -82,7 +82,7 @@ impl Synonyms {
                 copy * self.kinds.uniform(rows, 1).ge(literal).to_kind(Kind::Int64)
             }
             Repetition::Translated | Repetition::Unrelated => copy,
-            Repetition::Literal => copy * 0,
+            Repetition::Literal => copy.zeros_like(),
         };
         let language = (changes + first).remainder(2);
         RepeatedRows { tokens: concepts + language * self.n_pairs, period }

@@ -82,7 +82,7 @@ pub(crate) fn apply(
 ) -> Result<(Weights, Weights)> {
     let own_seed = u64::try_from(edit.edit_seed).ok();
     // A new draw that is not asked for by seed must differ from the first one.
-    let redraw = own_seed.unwrap_or_else(|| seed ^ 0x9e37_79b9_7f4a_7c15);
+    let redraw = own_seed.unwrap_or(seed ^ 0x9e37_79b9_7f4a_7c15);
     let chosen = choose(edit, config, initial, own_seed.unwrap_or(seed), reference)?;
     let edited = match edit.edit.as_str() {
         "zero" => combine(initial, &chosen, |w, m| Ok(w.masked_fill(&m.to_kind(Kind::Bool), 0.0)))?,
