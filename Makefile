@@ -1,5 +1,5 @@
 # Each target is what a person would type. `make demo` and `make test` need nothing else before them.
-.PHONY: demo build test setup catalog lint bench-load bench-train clean
+.PHONY: demo build test setup catalog lint bench-analyse bench-load bench-train clean
 
 SWEEP = $(or $(CARGO_TARGET_DIR),target)/release/sweep
 
@@ -25,6 +25,7 @@ lint: setup
 
 # Another interpreter with torch, transformers and transformer_lens: make bench-load BENCH_PYTHON=...
 BENCH_PYTHON ?= .bench/venv/bin/python
+ANALYSE_SPEED = $(or $(CARGO_TARGET_DIR),target)/release/examples/analyse_speed
 LOAD_SPEED = $(or $(CARGO_TARGET_DIR),target)/release/examples/load_speed
 
 bench-load: setup $(BENCH_PYTHON) ## Loading of a checkpoint beside cp, transformers and TransformerLens
@@ -36,6 +37,10 @@ BENCH_TRAIN = $(or $(CARGO_TARGET_DIR),target)/release/examples/bench_train
 bench-train: setup $(BENCH_PYTHON) ## Training of 1, 8 and 32 seeds beside PyTorch eager
 	cargo build --release -p sweep-lab --example bench_train --locked
 	$(BENCH_PYTHON) tests/bench/train.py $(BENCH_TRAIN)
+
+bench-analyse: setup $(BENCH_PYTHON) ## Analyses of attention heads beside TransformerLens and the cost of matrix products
+	cargo build --release -p sweep-lab --example analyse_speed --locked
+	$(BENCH_PYTHON) tests/bench/analyse.py .bench/gpt2-small/safetensors $(ANALYSE_SPEED)
 
 .bench/venv/bin/python:
 	python3 -m venv .bench/venv

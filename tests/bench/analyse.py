@@ -4,7 +4,7 @@
 
 Writes the checkpoint (12 layers, d_model 768, vocabulary 50257: 124 M parameters, random) into FOLDER unless it is there.
 Both sides read the same 16 rows of 101 tokens (a BOS token, 50 random tokens twice) and compute the same numbers, which are
-compared. TransformerLens runs once with a cache of the patterns and reduces them with vectorised code, as somebody would
+compared. On a busy machine run it with OMP_NUM_THREADS=1: then processor time counts, on both sides. TransformerLens runs once with a cache of the patterns and reduces them with vectorised code, as somebody would
 who cares about time. Measured in turns, model in memory, medians; `make bench-analyse` runs this.
 
 - set    induction-heads, head-detector, attention-stats, per-token-loss
@@ -143,9 +143,10 @@ def compare(ours, theirs):
 
 
 def seconds(function):
-    begun = time.perf_counter()
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    begun = clock()
     result = function()
-    return time.perf_counter() - begun, result
+    return clock() - begun, result
 
 
 def floor(ours, config):
@@ -190,12 +191,14 @@ def main():
             for what in ("set", "all"):
                 measured["TransformerLens", what], expected = seconds(theirs[what])
                 answer = ours.ask({"jobs": jobs[what]})
-                measured["ours", what] = answer["seconds"]
+                measured["ours", what] = answer["cpu_seconds" if torch.get_num_threads() == 1 else "seconds"]
                 if turn == 0:
                     expected = {name: x for name, x in expected.items() if name != "copying.copying"}
                     worst = max(compare(answer["metrics"], expected).values())
                     print(f"{what}: {len(expected)} metrics agree, largest difference {worst:.1e}")
             measured["floor"], rate = floor(ours, transformers.GPT2Config())
+            turns = ", ".join(f"{name}: {found:.2f}" for name, found in measured.items())
+            print(f"turn {turn}: {turns}", file=sys.stderr)
             if turn > 0:  # the first one warms everything up
                 rates.append(rate)
                 for name, found in measured.items():
@@ -206,7 +209,8 @@ def main():
 def report(times, rates, load, our_load):
     median = {name: statistics.median(found) for name, found in times.items()}
     versions = f"torch {torch.__version__}, TransformerLens {importlib.metadata.version('transformer_lens')}"
-    print(f"{torch.get_num_threads()} threads, median of {ROUNDS} [best]; {versions}")
+    of = "processor time, " if torch.get_num_threads() == 1 else ""
+    print(f"{torch.get_num_threads()} threads, {of}median of {ROUNDS} [best]; {versions}")
     print(f"load: TransformerLens {load:.2f} s, ours {our_load:.2f} s")
     print(f"floor {median['floor']:.3f} s at {statistics.median(rates) / 1e9:.0f} GFLOP/s")
     met = True

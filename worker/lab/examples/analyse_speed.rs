@@ -2,8 +2,8 @@
 //!
 //! `cargo run --release -p sweep-lab --example analyse_speed FOLDER`, a model as transformers saves it. Reads one
 //! request per line from standard input and answers with one line of JSON:
-//! - `{"jobs": [{"name": "head-detector", "params": {…}}, …]}` runs the experiments as one bundle and gives `seconds`
-//!   and what they emitted (`metrics`, by `experiment.metric`);
+//! - `{"jobs": [{"name": "head-detector", "params": {…}}, …]}` runs the experiments as one bundle and gives `seconds`, the
+//!   `cpu_seconds` of this thread (all of them with OMP_NUM_THREADS=1) and what they emitted (`metrics`, by `experiment.metric`);
 //! - `{"matmul": [m, k, n]}` gives the `flops` per second of that product.
 //!
 //! The model is loaded once; `load_seconds` of the first line says how long that took.
@@ -13,7 +13,7 @@ use std::{
     collections::BTreeMap,
     env, fs,
     io::{self, BufRead},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Instant,
 };
 
@@ -61,7 +61,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn load(folder: &PathBuf) -> Result<Checkpoint> {
+fn load(folder: &Path) -> Result<Checkpoint> {
     let unreadable =
         |error: &dyn std::fmt::Display| Error::Input(format!("{}: {error}", folder.display()));
     let names = ["config.json", "model.safetensors"];
@@ -76,7 +76,7 @@ fn load(folder: &PathBuf) -> Result<Checkpoint> {
 
 fn run(jobs: &[Job], subject: &Subject<'_>) -> Result<Json> {
     let mut sinks: Vec<MemorySink> = jobs.iter().map(|_| MemorySink::default()).collect();
-    let begun = Instant::now();
+    let (begun, computed) = (Instant::now(), seconds_computed());
     let mut work = Vec::with_capacity(jobs.len());
     for (job, sink) in jobs.iter().zip(&mut sinks) {
         let experiment = EXPERIMENTS.iter().find(|experiment| experiment.card().name == job.name);
@@ -88,6 +88,7 @@ fn run(jobs: &[Job], subject: &Subject<'_>) -> Result<Json> {
         result?;
     }
     let seconds = begun.elapsed().as_secs_f64();
+    let cpu_seconds = seconds_computed() - computed;
     let mut metrics = BTreeMap::new();
     for (job, sink) in jobs.iter().zip(sinks) {
         for (name, points) in sink.metrics {
@@ -96,17 +97,24 @@ fn run(jobs: &[Job], subject: &Subject<'_>) -> Result<Json> {
             metrics.insert(format!("{}.{name}", job.name), data);
         }
     }
-    Ok(json!({ "seconds": seconds, "metrics": metrics }))
+    Ok(json!({ "seconds": seconds, "cpu_seconds": cpu_seconds, "metrics": metrics }))
+}
+
+/// Seconds that this thread has computed, by the Linux scheduler: other work on the machine does not count.
+fn seconds_computed() -> f64 {
+    let text = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    text.split(' ').next().and_then(|nanos| nanos.parse::<f64>().ok()).unwrap_or(f64::NAN) / 1e9
 }
 
 /// Floating-point operations per second of a matrix product, the best of a few.
 fn flops([m, k, n]: [i64; 3]) -> f64 {
     let options = (Kind::Float, Device::Cpu);
     let (a, b) = (Tensor::rand([m, k], options), Tensor::rand([k, n], options));
+    let is_single = tch::get_num_threads() == 1;
     let once = || {
-        let begun = Instant::now();
+        let (begun, computed) = (Instant::now(), seconds_computed());
         drop(a.matmul(&b));
-        begun.elapsed().as_secs_f64()
+        if is_single { seconds_computed() - computed } else { begun.elapsed().as_secs_f64() }
     };
     let best = (0..5).map(|_| once()).fold(f64::INFINITY, f64::min);
     2.0 * (m * k * n) as f64 / best

@@ -16,10 +16,10 @@ pub(crate) struct Circuits {
 
 /// Of one layer; grouped keys and values are repeated for every query head.
 struct Factors {
-    w_q: Tensor, // [head, d_model, d_head]
-    w_k: Tensor, // [head, d_model, d_head], rotated where asked for
-    w_v: Tensor, // [head, d_model, d_head]
-    w_o: Tensor, // [head, d_head, d_model]
+    q: Tensor, // [head, d_model, d_head]
+    k: Tensor, // [head, d_model, d_head], rotated where asked for
+    v: Tensor, // [head, d_model, d_head]
+    o: Tensor, // [head, d_head, d_model]
 }
 
 /// Composition scores of every ordered pair, `[layer, head, layer, head]`: the writer's, then the reader's;
@@ -49,19 +49,19 @@ impl Circuits {
                     Ok(if is_grouped { w.repeat_interleave_self_int(group, 0, None) } else { w })
                 };
                 let mut factors = Factors {
-                    w_q: factor("W_Q")?,
-                    w_k: factor("W_K")?,
-                    w_v: factor("W_V")?,
-                    w_o: factor("W_O")?,
+                    q: factor("W_Q")?,
+                    k: factor("W_K")?,
+                    v: factor("W_V")?,
+                    o: factor("W_O")?,
                 };
                 if let Some(rotation) = rotation {
-                    let rotation = like(rotation, &factors.w_k);
-                    factors.w_k = factors.w_k.matmul(&rotation.transpose(0, 1));
+                    let rotation = like(rotation, &factors.k);
+                    factors.k = factors.k.matmul(&rotation.transpose(0, 1));
                 }
                 if config.norm_position == NormPosition::Post
                     && let Some(w) = weights.get(&format!("blocks.{layer}.ln1.w"))
                 {
-                    factors.w_o = &factors.w_o * like(w, &factors.w_o);
+                    factors.o = &factors.o * like(w, &factors.o);
                 }
                 Ok(factors)
             })
@@ -73,7 +73,7 @@ impl Circuits {
     /// transpose (K) or its OV circuit (V).
     pub(crate) fn compositions(&self) -> Compositions {
         let writers: Vec<Tensor> =
-            self.layers.iter().map(|f| triangular(&f.w_v).matmul(&f.w_o)).collect(); // [head, m, d_model]
+            self.layers.iter().map(|f| triangular(&f.v).matmul(&f.o)).collect(); // [head, m, d_model]
         let transposed = |w: &Tensor| w.transpose(1, 2);
         let product = |w: &Tensor, of: &Tensor| w.matmul(&transposed(&triangular(of)));
         let of = |reader: &dyn Fn(&Factors) -> Tensor| {
@@ -81,9 +81,9 @@ impl Circuits {
             pairwise(&writers, &readers)
         };
         Compositions {
-            q: of(&|f| product(&f.w_q, &f.w_k)),
-            k: of(&|f| product(&f.w_k, &f.w_q)),
-            v: of(&|f| product(&f.w_v, &transposed(&f.w_o))),
+            q: of(&|f| product(&f.q, &f.k)),
+            k: of(&|f| product(&f.k, &f.q)),
+            v: of(&|f| product(&f.v, &transposed(&f.o))),
         }
     }
 
@@ -97,20 +97,20 @@ impl Circuits {
         let Some(first) = self.layers.first() else {
             return Tensor::zeros([0, 0], (Kind::Double, Device::Cpu));
         };
-        let w_e = w_e.to_kind(first.w_q.kind());
+        let w_e = w_e.to_kind(first.q.kind());
         let gram = w_e.transpose(0, 1).matmul(&w_e); // [d_model, d_model]
         let rows: Vec<Tensor> = self
             .layers
             .iter()
             .enumerate()
             .map(|(layer, reader)| {
-                let n_heads = reader.w_q.size()[0];
+                let n_heads = reader.q.size()[0];
                 let mut sum = Tensor::zeros([n_heads], (Kind::Double, Device::Cpu));
-                let queries = gram.matmul(&reader.w_q); // [head, d_model, d_head]
+                let queries = gram.matmul(&reader.q); // [head, d_model, d_head]
                 for (earlier, writer) in self.layers[..layer].iter().enumerate() {
                     let weights = previous.get(earlier as i64).to_kind(Kind::Double);
-                    let value = blocks(&writer.w_v.transpose(1, 2), &queries);
-                    let key = blocks(&writer.w_o, &reader.w_k);
+                    let value = blocks(&writer.v.transpose(1, 2), &queries);
+                    let key = blocks(&writer.o, &reader.k);
                     let traces = (value * key).sum_dim_intlist(&[1i64, 3][..], false, Kind::Double); // [e, h]
                     let traces = traces.to_device(Device::Cpu);
                     sum +=

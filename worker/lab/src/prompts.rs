@@ -100,7 +100,7 @@ impl Prompts {
 }
 
 /// The BOS token of the model's tokenizer, or of the vocabulary that its recipe recorded.
-pub(crate) fn bos(subject: &Subject<'_>) -> Result<Option<i64>> {
+fn bos(subject: &Subject<'_>) -> Result<Option<i64>> {
     if let Some(codec) = subject.text {
         return Ok(codec.bos());
     }
@@ -108,8 +108,18 @@ pub(crate) fn bos(subject: &Subject<'_>) -> Result<Option<i64>> {
     Ok(vocabulary.and_then(|words| words.roles.get("bos")?.first().copied()))
 }
 
+/// The BOS token that stands in front of rows, if one does: as asked for, else by the model's default. A small
+/// model without a tokenizer has no BOS token, whatever its family's default is.
+pub(crate) fn bos_in_front(subject: &Subject<'_>, wanted: Option<bool>) -> Result<Option<i64>> {
+    match wanted {
+        Some(true) => require_bos(subject).map(Some),
+        None if subject.prepend_bos => bos(subject),
+        Some(false) | None => Ok(None),
+    }
+}
+
 /// The BOS token, or a refusal of `prepend_bos`.
-pub(crate) fn require_bos(subject: &Subject<'_>) -> Result<i64> {
+fn require_bos(subject: &Subject<'_>) -> Result<i64> {
     bos(subject)?.ok_or_else(|| {
         Error::Unsupported(
             "`prepend_bos` needs a tokenizer with a BOS token, this model has none".to_owned(),

@@ -16,7 +16,7 @@ use crate::{
     prompts::{self, Prompts},
     random::counter::Counter,
     sequence::first_rows,
-    subject::Subject,
+    subject::{Subject, TextCodec},
     vocabulary::Vocabulary,
 };
 
@@ -92,13 +92,7 @@ impl TokenRows {
         prepend_bos: Option<bool>,
         drawing: Drawing,
     ) -> Result<Self> {
-        let bos = match prepend_bos {
-            Some(false) => None,
-            Some(true) => Some(prompts::require_bos(subject)?),
-            // A small model without a tokenizer has no BOS token, whatever its family's default is.
-            None if subject.prepend_bos => prompts::bos(subject)?,
-            None => None,
-        };
+        let bos = prompts::bos_in_front(subject, prepend_bos)?;
         let config = subject.model.config();
         let first = i64::from(bos.is_some() && !drawing.overwrite_bos);
         let seq_len = seq_len(config, drawing, first)?;
@@ -248,7 +242,7 @@ impl Pool {
         let is_special = |id: i64| {
             let roles = vocabulary.as_ref().and_then(|words| words.roles.get("bos"));
             bos == Some(id)
-                || subject.text.and_then(|codec| codec.bos()) == Some(id)
+                || subject.text.and_then(TextCodec::bos) == Some(id)
                 || roles.is_some_and(|ids| ids.contains(&id))
         };
         let listed: Vec<i64> = (0..end).filter(|&id| !is_special(id)).collect();

@@ -1,7 +1,7 @@
 //! Loss of every token of given prompts.
 //!
 //! # What it measures
-//! Next-token cross-entropy in nats, from a log-softmax in f64: `loss_per_token` `[row, position]`, where
+//! Next-token cross-entropy in nats, from a log-softmax in f64 (in f32 from 16 384 entries of the vocabulary on): `loss_per_token` `[row, position]`, where
 //! position i is the prediction of token i+1 (TransformerLens' `loss_per_token`; NaN behind the end of a row
 //! that is shorter than the longest); `loss_by_position`, its mean over rows; `loss`, its mean over all
 //! predicted tokens; `n_predicted`, their number. Of each row one token index is drawn (by `seed`, the same for every

@@ -81,12 +81,7 @@ impl Experiment for SoftInduction {
     fn analyse<'a>(&self, subject: &Subject<'a>, params: Params) -> Result<Analysis<'a>> {
         let config = subject.model.config();
         let (words, param) = words(subject, &params)?;
-        let bos = match params.prepend_bos {
-            Some(false) => None,
-            Some(true) => Some(prompts::require_bos(subject)?),
-            None if subject.prepend_bos => prompts::bos(subject)?,
-            None => None,
-        };
+        let bos = prompts::bos_in_front(subject, params.prepend_bos)?;
         let n_words = n_words(&params, &words, config, usize::from(bos.is_some()), param)?;
         let drawn: Vec<Row> = draw(&words, n_words, params.batch, params.seed, bos);
         let rows = drawn.iter().map(|row| row.tokens.clone()).collect();
