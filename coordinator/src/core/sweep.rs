@@ -209,9 +209,8 @@ impl Sweep {
         let train = model.map_or(Cell::Open, |model| model.train);
         let (cell, blocked) = match (task.kind, self.cell(task)) {
             (TaskKind::Source, cell) => (cell.unwrap_or(Cell::Open), false),
-            (TaskKind::Analyse { .. }, Some(cell)) => (cell, false),
+            (TaskKind::Analyse { .. } | TaskKind::Compare { .. }, Some(cell)) => (cell, false),
             (TaskKind::Analyse { .. }, None) if train.is_terminal() => return State::Skipped,
-            (TaskKind::Compare { .. }, Some(cell)) => (cell, false),
             (TaskKind::Compare { .. }, None) => {
                 if self.couple_key(task).is_some_and(|key| self.is_lost(key)) {
                     return State::Skipped;
@@ -504,14 +503,14 @@ impl Sweep {
         }
         let model = self.model_mut(task.model);
         match task.kind {
-            TaskKind::Source => &mut model.train,
+            // Comparisons have returned above.
+            TaskKind::Source | TaskKind::Compare { .. } => &mut model.train,
             TaskKind::Analyse { step, experiment } => {
                 let published = model.published.get_mut(&step);
                 let cells = &mut published.expect("only published checkpoints have cells").cells;
                 &mut cells[experiment as usize]
             }
             TaskKind::Trajectory { index } => &mut model.trajectory[index as usize],
-            TaskKind::Compare { .. } => &mut model.train,
         }
     }
 

@@ -261,7 +261,7 @@ impl Checker<'_> {
                 }
                 if values[..index].contains(value) {
                     self.add(path, format!("`{key}` lists {value} twice"), None);
-                } else if let Err((message, hint)) = self.value(param, value, metrics) {
+                } else if let Err((message, hint)) = Self::value(param, value, metrics) {
                     self.add(path, message, hint);
                 }
             }
@@ -314,7 +314,6 @@ impl Checker<'_> {
     }
 
     fn value(
-        &self,
         param: &pb::Param,
         value: &Value,
         metrics: Option<&[String]>,
