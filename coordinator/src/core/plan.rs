@@ -314,7 +314,7 @@ impl Plan {
     }
 
     /// Name of the recipe or experiment that a task runs, what its metrics are prefixed with;
-    /// [`IMPORT`] for the import of a model.
+    /// `import` for the import of a model.
     pub fn producer(&self, task: TaskKey) -> Option<&str> {
         match task.kind {
             TaskKind::Source => {
