@@ -56,7 +56,8 @@ fn values(folder: &Path) -> String {
 /// trainer state.
 #[tokio::test]
 async fn a_killed_local_leaves_no_process_behind_and_the_same_command_goes_on() {
-    let spec = small_sweep("orphans", 6000, 250, 1).to_string();
+    // Long enough to be caught in the middle, on a fast machine too.
+    let spec = small_sweep("orphans", 15_000, 500, 1).to_string();
     let undisturbed = tempfile::tempdir().unwrap();
     fs::write(undisturbed.path().join("sweep.yaml"), &spec).unwrap();
     assert_eq!(local(undisturbed.path()).ended().await.unwrap(), 0);
