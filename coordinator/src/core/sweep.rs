@@ -209,9 +209,8 @@ impl Sweep {
         let train = model.map_or(Cell::Open, |model| model.train);
         let (cell, blocked) = match (task.kind, self.cell(task)) {
             (TaskKind::Source, cell) => (cell.unwrap_or(Cell::Open), false),
-            (TaskKind::Analyse { .. }, Some(cell)) => (cell, false),
+            (TaskKind::Analyse { .. } | TaskKind::Compare { .. }, Some(cell)) => (cell, false),
             (TaskKind::Analyse { .. }, None) if train.is_terminal() => return State::Skipped,
-            (TaskKind::Compare { .. }, Some(cell)) => (cell, false),
             (TaskKind::Compare { .. }, None) => {
                 if self.couple_key(task).is_some_and(|key| self.is_lost(key)) {
                     return State::Skipped;
@@ -492,26 +491,23 @@ impl Sweep {
 
     fn cell_mut(&mut self, task: TaskKey) -> &mut Cell {
         match task.kind {
-            TaskKind::Compare { experiment, pair, .. } => {
-                let couple = self.couple_key(task).and_then(|key| self.couples.get_mut(&key));
-                let cell = couple.and_then(|couple| couple.cell_mut(experiment, pair));
-                return cell.expect("only comparisons of published checkpoints have cells");
-            }
-            TaskKind::Trajectory { index } if self.is_joint(index) => {
-                return self.joint.entry((task.model, index)).or_insert(Cell::Open);
-            }
-            TaskKind::Source | TaskKind::Analyse { .. } | TaskKind::Trajectory { .. } => {}
-        }
-        let model = self.model_mut(task.model);
-        match task.kind {
-            TaskKind::Source => &mut model.train,
+            TaskKind::Source => &mut self.model_mut(task.model).train,
             TaskKind::Analyse { step, experiment } => {
-                let published = model.published.get_mut(&step);
+                let published = self.model_mut(task.model).published.get_mut(&step);
                 let cells = &mut published.expect("only published checkpoints have cells").cells;
                 &mut cells[experiment as usize]
             }
-            TaskKind::Trajectory { index } => &mut model.trajectory[index as usize],
-            TaskKind::Compare { .. } => &mut model.train,
+            TaskKind::Trajectory { index } if self.is_joint(index) => {
+                self.joint.entry((task.model, index)).or_insert(Cell::Open)
+            }
+            TaskKind::Trajectory { index } => {
+                &mut self.model_mut(task.model).trajectory[index as usize]
+            }
+            TaskKind::Compare { experiment, pair, .. } => {
+                let couple = self.couple_key(task).and_then(|key| self.couples.get_mut(&key));
+                let cell = couple.and_then(|couple| couple.cell_mut(experiment, pair));
+                cell.expect("only comparisons of published checkpoints have cells")
+            }
         }
     }
 

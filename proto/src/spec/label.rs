@@ -33,9 +33,9 @@ pub(super) fn model(model: ModelRef<'_>) -> String {
 pub(super) fn entry(entry: &Entry) -> String {
     let grid: Vec<&str> = entry.axes().collect();
     let fixed = entry.label_axes().iter().filter(|(name, _)| !grid.contains(&name.as_str()));
-    let axes: String =
-        fixed.map(|(name, values)| format!("-{name}={}", plain(&values[0]))).collect();
-    format!("{}{axes}", entry.stem())
+    fixed.fold(entry.stem().to_owned(), |label, (name, values)| {
+        format!("{label}-{name}={}", plain(&values[0]))
+    })
 }
 
 /// Label and folder name of an experiment; with its parameters when the sweep lists it repeatedly.

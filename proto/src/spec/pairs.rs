@@ -101,11 +101,14 @@ enum Kind {
     Listed(Listed),
 }
 
+/// A listed pair: second model, and both steps or none for every common step.
+type ListedPair = (u32, Option<(u64, u64)>);
+
 /// Listed pairs, by either side.
 #[derive(Debug, Default)]
 struct Listed {
-    /// Model → index → second model and both steps, or none for every common step.
-    by_first: BTreeMap<u32, Vec<(u32, Option<(u64, u64)>)>>,
+    /// First model → its pairs.
+    by_first: BTreeMap<u32, Vec<ListedPair>>,
     /// Model → first model and index there.
     by_second: BTreeMap<u32, Vec<(u32, u32)>>,
 }

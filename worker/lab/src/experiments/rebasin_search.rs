@@ -143,10 +143,12 @@ fn last(series: &MemberSeries) -> Option<f64> {
     series.series.points.last()?.1.data.last().copied()
 }
 
+type Read = fn(&Pair) -> f64;
+
 fn emit_pairs(pairs: &[Pair], cx: &mut Context<'_>) -> Result<()> {
     let labels: Vec<String> =
         pairs.iter().map(|pair| format!("{} to {}", pair.model, pair.partner)).collect();
-    let columns: [(&str, fn(&Pair) -> f64); 4] = [
+    let columns: [(&str, Read); 4] = [
         ("barrier_ratio", |pair| pair.barrier_ratio),
         ("barrier_naive", |pair| pair.barrier_naive),
         ("barrier_matched", |pair| pair.barrier_matched),
