@@ -491,26 +491,23 @@ impl Sweep {
 
     fn cell_mut(&mut self, task: TaskKey) -> &mut Cell {
         match task.kind {
-            TaskKind::Compare { experiment, pair, .. } => {
-                let couple = self.couple_key(task).and_then(|key| self.couples.get_mut(&key));
-                let cell = couple.and_then(|couple| couple.cell_mut(experiment, pair));
-                return cell.expect("only comparisons of published checkpoints have cells");
-            }
-            TaskKind::Trajectory { index } if self.is_joint(index) => {
-                return self.joint.entry((task.model, index)).or_insert(Cell::Open);
-            }
-            TaskKind::Source | TaskKind::Analyse { .. } | TaskKind::Trajectory { .. } => {}
-        }
-        let model = self.model_mut(task.model);
-        match task.kind {
-            // Comparisons have returned above.
-            TaskKind::Source | TaskKind::Compare { .. } => &mut model.train,
+            TaskKind::Source => &mut self.model_mut(task.model).train,
             TaskKind::Analyse { step, experiment } => {
-                let published = model.published.get_mut(&step);
+                let published = self.model_mut(task.model).published.get_mut(&step);
                 let cells = &mut published.expect("only published checkpoints have cells").cells;
                 &mut cells[experiment as usize]
             }
-            TaskKind::Trajectory { index } => &mut model.trajectory[index as usize],
+            TaskKind::Trajectory { index } if self.is_joint(index) => {
+                self.joint.entry((task.model, index)).or_insert(Cell::Open)
+            }
+            TaskKind::Trajectory { index } => {
+                &mut self.model_mut(task.model).trajectory[index as usize]
+            }
+            TaskKind::Compare { experiment, pair, .. } => {
+                let couple = self.couple_key(task).and_then(|key| self.couples.get_mut(&key));
+                let cell = couple.and_then(|couple| couple.cell_mut(experiment, pair));
+                cell.expect("only comparisons of published checkpoints have cells")
+            }
         }
     }
 

@@ -261,7 +261,7 @@ impl Checker<'_> {
                 }
                 if values[..index].contains(value) {
                     self.add(path, format!("`{key}` lists {value} twice"), None);
-                } else if let Err((message, hint)) = Self::value(param, value, metrics) {
+                } else if let Err((message, hint)) = check_value(param, value, metrics) {
                     self.add(path, message, hint);
                 }
             }
@@ -313,68 +313,6 @@ impl Checker<'_> {
         }
     }
 
-    fn value(
-        param: &pb::Param,
-        value: &Value,
-        metrics: Option<&[String]>,
-    ) -> Result<(), (String, Option<String>)> {
-        let name = &param.name;
-        if value.is_null() && expand::default_of(param).is_null() {
-            return Ok(());
-        }
-        let wrong = |what: &str| Err((format!("`{name}` must be {what}, found {value}"), None));
-        let scalars: Vec<&Value> = match param.kind.as_str() {
-            "int-list" | "float-list" | "text-list" => match value.as_array() {
-                Some(list) => list.iter().collect(),
-                None => return wrong("a list"),
-            },
-            "int-lists" => {
-                let lists: Option<Vec<&Vec<Value>>> =
-                    value.as_array().and_then(|list| list.iter().map(Value::as_array).collect());
-                match lists {
-                    Some(lists) => lists.into_iter().flatten().collect(),
-                    None => return wrong("a list of lists"),
-                }
-            }
-            _ => vec![value],
-        };
-        for value in scalars {
-            match param.kind.as_str() {
-                "int" | "int-list" | "int-lists" if !value.is_i64() && !value.is_u64() => {
-                    return wrong("a whole number");
-                }
-                "float" | "float-list" if !value.is_number() => return wrong("a number"),
-                "bool" if !value.is_boolean() => return wrong("true or false"),
-                "text" | "text-list" | "metric" if !value.is_string() => return wrong("a text"),
-                _ => {}
-            }
-            if let Some(number) = value.as_f64() {
-                if param.min.is_some_and(|min| number < min) {
-                    return wrong(&format!("at least {}", param.min.unwrap_or_default()));
-                }
-                if param.max.is_some_and(|max| number > max) {
-                    return wrong(&format!("at most {}", param.max.unwrap_or_default()));
-                }
-            }
-            let Some(text) = value.as_str() else { continue };
-            if !param.choices.is_empty() && !param.choices.iter().any(|choice| choice == text) {
-                let choices = param.choices.iter().map(String::as_str);
-                let message = format!("`{name}` must be one of {}", param.choices.join(", "));
-                return Err((message, did_you_mean(text, choices)));
-            }
-            if param.kind == "metric" {
-                let known = metrics.unwrap_or_default();
-                if !known.iter().any(|metric| metric == text) {
-                    let message = format!("no metric `{text}` in this sweep");
-                    let hint = did_you_mean(text, known.iter().map(String::as_str))
-                        .unwrap_or_else(|| format!("there are: {}", known.join(", ")));
-                    return Err((message, Some(hint)));
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Full names of all metrics that the sweep's trainings and experiments produce, on request those
     /// of pairs too.
     fn metric_names(&self, pairs: bool) -> Vec<String> {
@@ -399,4 +337,67 @@ impl Checker<'_> {
         names.dedup();
         names
     }
+}
+
+/// Checks the type and range of one value.
+fn check_value(
+    param: &pb::Param,
+    value: &Value,
+    metrics: Option<&[String]>,
+) -> Result<(), (String, Option<String>)> {
+    let name = &param.name;
+    if value.is_null() && expand::default_of(param).is_null() {
+        return Ok(());
+    }
+    let wrong = |what: &str| Err((format!("`{name}` must be {what}, found {value}"), None));
+    let scalars: Vec<&Value> = match param.kind.as_str() {
+        "int-list" | "float-list" | "text-list" => match value.as_array() {
+            Some(list) => list.iter().collect(),
+            None => return wrong("a list"),
+        },
+        "int-lists" => {
+            let lists: Option<Vec<&Vec<Value>>> =
+                value.as_array().and_then(|list| list.iter().map(Value::as_array).collect());
+            match lists {
+                Some(lists) => lists.into_iter().flatten().collect(),
+                None => return wrong("a list of lists"),
+            }
+        }
+        _ => vec![value],
+    };
+    for value in scalars {
+        match param.kind.as_str() {
+            "int" | "int-list" | "int-lists" if !value.is_i64() && !value.is_u64() => {
+                return wrong("a whole number");
+            }
+            "float" | "float-list" if !value.is_number() => return wrong("a number"),
+            "bool" if !value.is_boolean() => return wrong("true or false"),
+            "text" | "text-list" | "metric" if !value.is_string() => return wrong("a text"),
+            _ => {}
+        }
+        if let Some(number) = value.as_f64() {
+            if param.min.is_some_and(|min| number < min) {
+                return wrong(&format!("at least {}", param.min.unwrap_or_default()));
+            }
+            if param.max.is_some_and(|max| number > max) {
+                return wrong(&format!("at most {}", param.max.unwrap_or_default()));
+            }
+        }
+        let Some(text) = value.as_str() else { continue };
+        if !param.choices.is_empty() && !param.choices.iter().any(|choice| choice == text) {
+            let choices = param.choices.iter().map(String::as_str);
+            let message = format!("`{name}` must be one of {}", param.choices.join(", "));
+            return Err((message, did_you_mean(text, choices)));
+        }
+        if param.kind == "metric" {
+            let known = metrics.unwrap_or_default();
+            if !known.iter().any(|metric| metric == text) {
+                let message = format!("no metric `{text}` in this sweep");
+                let hint = did_you_mean(text, known.iter().map(String::as_str))
+                    .unwrap_or_else(|| format!("there are: {}", known.join(", ")));
+                return Err((message, Some(hint)));
+            }
+        }
+    }
+    Ok(())
 }

@@ -34,7 +34,7 @@ pub(super) fn entry(entry: &Entry) -> String {
     let grid: Vec<&str> = entry.axes().collect();
     let fixed = entry.label_axes().iter().filter(|(name, _)| !grid.contains(&name.as_str()));
     fixed.fold(entry.stem().to_owned(), |label, (name, values)| {
-        label + &format!("-{name}={}", plain(&values[0]))
+        format!("{label}-{name}={}", plain(&values[0]))
     })
 }
 

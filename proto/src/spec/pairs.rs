@@ -101,14 +101,14 @@ enum Kind {
     Listed(Listed),
 }
 
-/// Steps of both checkpoints of a listed pair; none stands for every common step.
-type BothSteps = Option<(u64, u64)>;
+/// A listed pair: second model, and both steps or none for every common step.
+type ListedPair = (u32, Option<(u64, u64)>);
 
 /// Listed pairs, by either side.
 #[derive(Debug, Default)]
 struct Listed {
-    /// Model → index → second model and steps.
-    by_first: BTreeMap<u32, Vec<(u32, BothSteps)>>,
+    /// First model → its pairs.
+    by_first: BTreeMap<u32, Vec<ListedPair>>,
     /// Model → first model and index there.
     by_second: BTreeMap<u32, Vec<(u32, u32)>>,
 }

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
-use serde_json::json;
 
 use super::*;
 use crate::{pb, spec::SweepSpec};
