@@ -91,35 +91,26 @@ impl Circuits {
     /// layers, `p_e` their previous-token scores: how much more a token's query likes the key behind an
     /// earlier place of the same token. f64 `[layer, head]`.
     ///
+    /// All earlier heads are added up first, `M = Σ_e p_e W_OV^e`; the trace is that of `W_Kᵀ Mᵀ (W_Eᵀ W_E) W_Q`.
+    ///
     /// - `w_e`: `[d_vocab, d_model]`
     /// - `previous`: `[layer, head]`
     pub(crate) fn qk_trace(&self, w_e: &Tensor, previous: &Tensor) -> Tensor {
         let Some(first) = self.layers.first() else {
             return Tensor::zeros([0, 0], (Kind::Double, Device::Cpu));
         };
-        let w_e = w_e.to_kind(first.q.kind());
+        let w_e = like(w_e, &first.q);
         let gram = w_e.transpose(0, 1).matmul(&w_e); // [d_model, d_model]
-        let rows: Vec<Tensor> = self
-            .layers
-            .iter()
-            .enumerate()
-            .map(|(layer, reader)| {
-                let n_heads = reader.q.size()[0];
-                let mut sum = Tensor::zeros([n_heads], (Kind::Double, Device::Cpu));
-                let queries = gram.matmul(&reader.q); // [head, d_model, d_head]
-                for (earlier, writer) in self.layers[..layer].iter().enumerate() {
-                    let weights = previous.get(earlier as i64).to_kind(Kind::Double);
-                    let value = blocks(&writer.v.transpose(1, 2), &queries);
-                    let key = blocks(&writer.o, &reader.k);
-                    let traces = (value * key).sum_dim_intlist(&[1i64, 3][..], false, Kind::Double); // [e, h]
-                    let traces = traces.to_device(Device::Cpu);
-                    sum +=
-                        weights.to_device(Device::Cpu).unsqueeze(0).matmul(&traces).squeeze_dim(0);
-                }
-                sum
-            })
-            .collect();
-        Tensor::stack(&rows, 0)
+        let mut written = gram.zeros_like();
+        let mut rows = Vec::with_capacity(self.layers.len());
+        for (layer, factors) in (0..).zip(&self.layers) {
+            let seen = written.transpose(0, 1).matmul(&gram); // [d_model, d_model]
+            let products = seen.matmul(&factors.q) * &factors.k; // [head, d_model, d_head]
+            rows.push(products.sum_dim_intlist(&[1i64, 2][..], false, Kind::Double));
+            let weights = like(&previous.get(layer), &factors.v).view([-1, 1, 1]);
+            written += side_by_side(&(&factors.v * weights)).matmul(&factors.o.flatten(0, 1));
+        }
+        Tensor::stack(&rows, 0).to_device(Device::Cpu)
     }
 }
 
@@ -154,12 +145,20 @@ fn like(x: &Tensor, other: &Tensor) -> Tensor {
     x.to_kind(other.kind()).to_device(other.device())
 }
 
-/// Products of every pair: `[a, m, d]` and `[b, d, n]` to `[a, m, b, n]`, as one matrix product.
-fn blocks(left: &Tensor, right: &Tensor) -> Tensor {
+/// `[head, d_model, m]` to `[d_model, head * m]`.
+fn side_by_side(x: &Tensor) -> Tensor {
+    let size = x.size();
+    x.transpose(0, 1).reshape([size[1], size[0] * size[2]])
+}
+
+/// Frobenius norms of the products of every pair: `[a, m, d]` and `[b, d, n]` to f64 `[a, b]`, by one matrix product.
+fn norms_of_products(left: &Tensor, right: &Tensor) -> Tensor {
     let (l, r) = (left.size(), right.size());
-    let left = left.reshape([l[0] * l[1], l[2]]);
-    let right = right.transpose(0, 1).reshape([r[1], r[0] * r[2]]);
-    left.matmul(&right).view([l[0], l[1], r[0], r[2]])
+    let mut products = left.flatten(0, 1).matmul(&side_by_side(right));
+    // In place and in the products' own precision: this reads far more numbers than it gives.
+    let squares = products.square_().view([l[0], l[1], r[0], r[2]]);
+    let by_row = squares.sum_dim_intlist(&[-1i64][..], false, None::<Kind>); // [a, m, b]
+    by_row.sum_dim_intlist(&[1i64][..], false, Kind::Double).sqrt()
 }
 
 /// Normalised norms of products of writers with readers of later layers, f64 on the CPU.
@@ -170,8 +169,7 @@ fn pairwise(writers: &[Tensor], readers: &[Tensor]) -> Tensor {
     let scores = Tensor::zeros([n_layers, n_heads, n_layers, n_heads], options);
     for (from, writer) in writers.iter().enumerate() {
         for (to, reader) in readers.iter().enumerate().skip(from + 1) {
-            let squares = blocks(writer, reader).square();
-            let products = squares.sum_dim_intlist(&[1i64, 3][..], false, Kind::Double).sqrt();
+            let products = norms_of_products(writer, reader);
             let sizes = norms(writer).unsqueeze(1) * norms(reader).unsqueeze(0);
             // A head without weights composes with nothing.
             let found = products / sizes.clamp_min(f64::MIN_POSITIVE);

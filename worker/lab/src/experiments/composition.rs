@@ -7,7 +7,7 @@
 //! `baseline` = 1/√d_model (the root mean square over random rotations); `baseline_monte_carlo` is the mean over
 //! `baseline_draws` random heads of the same shape, `baseline_monte_carlo_sd` their standard deviation. `…_max` is the best pair's
 //! excess over `baseline`. `qk_trace` of a head is the trace of `Σ_e p_e W_E W_QK (W_E W_OV^e)ᵀ` over heads of earlier layers, with
-//! `p_e` = `previous_token`, their mean attention to the position in front on repeated random tokens.
+//! `p_e` = `previous_token`, their mean attention to the position in front on `tokens`, or repeated random ones as in `induction-heads`.
 //!
 //! Weights are as the sweep asked for them: `folded` is 1 if norms are folded into them (`processing: folded`), 0 if they are
 //! raw and the norms' weights are left out. Rotary models: `rotary` is 1 where the rotation of queries and keys is ignored, 2
@@ -33,7 +33,7 @@ use crate::{
     params::{ParamSet, params},
     pattern_sums::{PatternSums, places},
     sink::Context,
-    token_rows::{Drawing, TokenRows},
+    token_rows::{Drawing, TokenRows, Wanted},
     value::Value,
 };
 
@@ -47,7 +47,9 @@ params! {
         rotary: String = "ignore".to_owned(), choices = ["ignore", "previous"];
         /// Random heads that the Monte-Carlo baseline averages over.
         baseline_draws: u64 = 20, min = 2.0, max = 10000.0;
-        /// Rows of random tokens for previous-token scores.
+        /// Rows of token ids that previous-token scores are measured on; none: random ones.
+        tokens: Vec<Vec<i64>> = Vec::new(), min = 0.0;
+        /// Rows of random tokens.
         batch: u64 = 16, min = 1.0, max = 65536.0;
         /// Random tokens that repeat; null: 50, or as many as the context has room for.
         seq_len: Option<u64> = None, min = 2.0, max = 65536.0;
@@ -98,13 +100,16 @@ impl Experiment for Composition {
             distinct: false,
             seed: params.seed,
         };
-        let rows = TokenRows::draw(subject, params.prepend_bos, drawing)?;
+        let wanted =
+            Wanted { tokens: &params.tokens, text: &[], prepend_bos: params.prepend_bos, drawing };
+        let rows = TokenRows::new(subject, &wanted)?;
         let observer = Pairs {
             subject: *subject,
             params,
             prepend_bos: rows.prompts.prepend_bos,
             sums: PatternSums::new(config.n_layers),
-            n_queries: (rows.prompts.rows.len() * (rows.prompts.max_length() - 1)) as f64,
+            n_queries: rows.prompts.rows.iter().map(|row| row.len() as f64 - 1.0).sum(),
+            lengths: rows.lengths(subject.device),
         };
         Ok(Analysis::Observe(rows.token_set(subject, 1), Box::new(observer)))
     }
@@ -116,6 +121,8 @@ struct Pairs<'a> {
     prepend_bos: bool,
     sums: PatternSums,
     n_queries: f64,
+    /// i64 `[row]`
+    lengths: Tensor,
 }
 
 impl Observer for Pairs<'_> {
@@ -130,14 +137,15 @@ impl Observer for Pairs<'_> {
     fn see(&mut self, hook: Hook, first_row: i64, pattern: &Tensor) -> Result<()> {
         self.sums.see(hook, first_row, pattern, || {
             let (n_rows, pos) = (pattern.size()[0], pattern.size()[3]);
-            let previous = places::distance(pos, pattern).eq(1).to_kind(Kind::Float);
-            previous.view([1, pos, pos, 1]).expand([n_rows, pos, pos, 1], false)
+            let within = places::within(&self.lengths.narrow(0, first_row, n_rows), pos);
+            let previous = places::distance(pos, pattern).eq(1).unsqueeze(0);
+            previous.logical_and(&within.unsqueeze(-1)).unsqueeze(-1).to_kind(Kind::Float)
         });
         Ok(())
     }
 
     fn finish(self: Box<Self>, cx: &mut Context<'_>) -> Result<()> {
-        let Self { subject, params, prepend_bos, sums, n_queries } = *self;
+        let Self { subject, params, prepend_bos, sums, n_queries, .. } = *self;
         let (config, weights) = (subject.model.config(), subject.model.weights());
         let sums = sums.finish()?.sum_dim_intlist(&[1i64][..], false, Kind::Double);
         let previous = sums.squeeze_dim(-1) / n_queries; // [layer, head]

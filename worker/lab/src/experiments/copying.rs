@@ -93,7 +93,7 @@ impl Experiment for Copying {
             sample: token_set.tokens.narrow(1, layout.first, layout.seq_len),
             first: layout.first,
             prepend_bos: rows.prompts.prepend_bos,
-            w_u: direct_unembedding(config, subject.model.weights())?,
+            columns: None,
             values: None,
             scores: (0..config.n_layers).map(|_| Vec::new()).collect(),
         };
@@ -101,20 +101,25 @@ impl Experiment for Copying {
     }
 }
 
-/// The unembedding behind the final norm's weight and centring, `[d_model, d_vocab_out]`: what the logits of a
+/// Columns of the unembedding behind the final norm's weight and centring, `[d_model, token]`: what the logits of a
 /// vector are, up to the norm's scale.
-fn direct_unembedding(config: &Config, weights: &Weights) -> Result<Tensor> {
-    let w_u = weights.require("unembed.W_U")?;
-    let w_u = match weights.get("ln_final.w") {
-        Some(w) => w_u * w.unsqueeze(-1),
-        None => w_u.shallow_clone(),
+fn direct_columns(config: &Config, weights: &Weights, tokens: &Tensor) -> Result<Tensor> {
+    let columns = weights.require("unembed.W_U")?.index_select(1, tokens);
+    let columns = columns.to_kind(precise(columns.kind()));
+    let columns = match weights.get("ln_final.w") {
+        Some(w) => columns * w.unsqueeze(-1),
+        None => columns,
     };
-    let w_u = if config.final_normalization.is_centered() {
-        &w_u - w_u.mean_dim(&[0i64][..], true, None::<Kind>)
+    Ok(if config.final_normalization.is_centered() {
+        &columns - columns.mean_dim(&[0i64][..], true, None::<Kind>)
     } else {
-        w_u
-    };
-    Ok(if w_u.kind() == Kind::Double { w_u } else { w_u.to_kind(Kind::Float) })
+        columns
+    })
+}
+
+/// Half precision is widened.
+fn precise(kind: Kind) -> Kind {
+    if kind == Kind::Double { Kind::Double } else { Kind::Float }
 }
 
 struct Logits<'a> {
@@ -122,7 +127,8 @@ struct Logits<'a> {
     sample: Tensor, // i64 [row, token]
     first: i64,
     prepend_bos: bool,
-    w_u: Tensor, // [d_model, d_vocab_out]
+    /// First row of the batch at hand and the unembedding of its tokens, `[batch, 1, d_model, token]`.
+    columns: Option<(i64, Tensor)>,
     /// Of the layer at hand, `[batch, pos, key_value_head, d_head]`.
     values: Option<Tensor>,
     /// By layer: f64 `[batch, head]` of every batch.
@@ -133,7 +139,9 @@ impl Logits<'_> {
     /// What each head writes when it attends to each token: `[batch, head, token, d_model]`.
     fn written(&self, layer: u32, values: &Tensor) -> Result<Tensor> {
         let (config, weights) = (self.subject.model.config(), self.subject.model.weights());
-        let values = values.narrow(1, self.first, self.sample.size()[1]).to_kind(self.w_u.kind());
+        let values = values.narrow(1, self.first, self.sample.size()[1]);
+        let kind = precise(values.kind());
+        let values = values.to_kind(kind);
         let values = match config.clip_qkv {
             Some(clip) => values.clamp(-clip, clip),
             None => values,
@@ -141,12 +149,10 @@ impl Logits<'_> {
         let group = config.n_heads / config.n_key_value_heads;
         let values = values.repeat_interleave_self_int(group, 2, None).transpose(1, 2);
         let name = |part: &str| format!("blocks.{layer}.{part}");
-        let w_o = weights.require(&name("attn.W_O"))?.to_kind(self.w_u.kind());
+        let w_o = weights.require(&name("attn.W_O"))?.to_kind(kind);
         let written = values.matmul(&w_o); // [batch, head, token, d_model]
         Ok(match weights.get(&name("ln1.w")) {
-            Some(w) if config.norm_position == NormPosition::Post => {
-                written * w.to_kind(self.w_u.kind())
-            }
+            Some(w) if config.norm_position == NormPosition::Post => written * w.to_kind(kind),
             _ => written,
         })
     }
@@ -190,10 +196,14 @@ impl Observer for Logits<'_> {
         let written = self.written(layer, &values)?;
         let (n_rows, n) = (activation.size()[0], self.sample.size()[1]);
         let sample = self.sample.narrow(0, first_row, n_rows);
-        // Columns of the row's tokens, [batch, 1, d_model, token].
-        let columns = self.w_u.index_select(1, &sample.reshape([-1]));
-        let columns = columns.view([-1, n_rows, n]).transpose(0, 1).unsqueeze(1);
-        let logits = written.matmul(&columns);
+        if self.columns.as_ref().is_none_or(|(row, _)| *row != first_row) {
+            let (config, weights) = (self.subject.model.config(), self.subject.model.weights());
+            let columns = direct_columns(config, weights, &sample.reshape([-1]))?;
+            let columns = columns.view([-1, n_rows, n]).transpose(0, 1).unsqueeze(1);
+            self.columns = Some((first_row, columns));
+        }
+        let (_, columns) = self.columns.as_ref().expect("made above");
+        let logits = written.matmul(columns);
         let pattern = activation.narrow(2, self.first, n).narrow(3, self.first, n);
         self.scores[layer as usize].push(copying(&logits, &pattern));
         Ok(())
@@ -214,10 +224,9 @@ impl Observer for Logits<'_> {
 
 /// Eigenvalue copying score of every head, f64 `[layer, head]`; 0 for a head that writes nothing.
 fn ov_copying(config: &Config, weights: &Weights) -> Result<Tensor> {
-    let kind = |w: &Tensor| if w.kind() == Kind::Double { Kind::Double } else { Kind::Float };
     let (w_e, w_u) = (weights.require("embed.W_E")?, weights.require("unembed.W_U")?);
     let n = config.d_vocab.min(config.d_vocab_out);
-    let kind = kind(w_e);
+    let kind = precise(w_e.kind());
     // The eigenvalues of A B are those of B A, except for zeros.
     let around = w_u.narrow(1, 0, n).to_kind(kind).matmul(&w_e.narrow(0, 0, n).to_kind(kind)); // [d_model, d_model]
     let group = config.n_heads / config.n_key_value_heads;

@@ -1,9 +1,17 @@
 //! Experiments on attention heads: parity with TransformerLens, and that they run on models of every kind.
 
 use serde_json::{Value as Json, json};
-use sweep_lab::{Class, MemorySink};
+use sweep_lab::{
+    AnalyseJob, CheckpointPlan, Class, MemorySink, Subject, analyse,
+    lens::{Transformer, checkpoint},
+};
 
-use crate::prompts::{Fixture, Letters, numbers};
+use crate::{
+    Recorder,
+    prompts::{Fixture, Letters, find, numbers},
+    recipes::settings,
+    run_recipe,
+};
 
 fn golden() -> Json {
     serde_json::from_str(include_str!("../fixtures/heads.json")).unwrap()
@@ -192,6 +200,64 @@ fn word_pairs_of_any_number_of_tokens_are_aligned() {
     refuse(json!({"token_pairs": [[1, 2], [3, 4], [5, 101]]}), Class::Params, "101");
     refuse(json!({"token_pairs": [[1, 2], [3], [5, 6]]}), Class::Params, "two tokens");
     refuse(json!({"token_pairs": ids["token_pairs"], "n_words": 4}), Class::Params, "4");
+}
+
+#[test]
+fn models_of_every_recipe_are_analysed_or_refused_by_name() {
+    let sequences = ["induction", "paired-synonyms", "text-lm", "toy-ioi"];
+    for (recipe, params) in settings() {
+        let plan = CheckpointPlan::at([20]);
+        let (_, mut trained) = run_recipe(recipe, &params, &[3], &[], &plan, Recorder::new());
+        let file = trained.seeds.remove(&0).unwrap().checkpoints.remove(&20).unwrap();
+        let checkpoint = checkpoint::decode("checkpoint", &file).unwrap();
+        let config = checkpoint.config.clone();
+        let model = Transformer::new(config.clone(), checkpoint.weights.shallow_clone()).unwrap();
+        let subject = Subject::of(&checkpoint, &model);
+        for name in HEADS.into_iter().chain(["soft-induction"]) {
+            let (params, mut sink) = (json!({}), MemorySink::default());
+            let mut jobs =
+                [AnalyseJob { experiment: find(name), params: &params, sink: &mut sink }];
+            let is_expected = if name == "soft-induction" {
+                recipe == "paired-synonyms"
+            } else {
+                sequences.contains(&recipe) && (name != "composition" || config.n_layers > 1)
+            };
+            match analyse(&mut jobs, &subject).remove(0) {
+                Ok(()) => assert!(!sink.metrics.is_empty(), "{recipe} {name}"),
+                Err(error) => {
+                    assert!(!is_expected, "{recipe} {name}: {error}");
+                    assert_eq!(error.class(), Class::Unsupported, "{recipe} {name}: {error}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn words_of_a_recipes_vocabulary_are_read() {
+    let (_, params) = settings().into_iter().find(|(name, _)| *name == "toy-ioi").unwrap();
+    let plan = CheckpointPlan::at([20]);
+    let (_, mut trained) = run_recipe("toy-ioi", &params, &[3], &[], &plan, Recorder::new());
+    let file = trained.seeds.remove(&0).unwrap().checkpoints.remove(&20).unwrap();
+    let checkpoint = checkpoint::decode("checkpoint", &file).unwrap();
+    let weights = checkpoint.weights.shallow_clone();
+    let model = Transformer::new(checkpoint.config.clone(), weights).unwrap();
+    let words =
+        sweep_lab::vocabulary::Vocabulary::of_checkpoint(&checkpoint.extra).unwrap().unwrap();
+    let ids: Vec<i64> = (1..7).collect();
+    let loss = |params: Json| {
+        let subject = Subject::of(&checkpoint, &model);
+        let mut sink = MemorySink::default();
+        let experiment = find("per-token-loss");
+        let mut jobs = [AnalyseJob { experiment, params: &params, sink: &mut sink }];
+        analyse(&mut jobs, &subject).remove(0).map(|()| sink)
+    };
+    let by_ids = loss(json!({"tokens": [ids], "prepend_bos": true})).unwrap();
+    let by_words = loss(json!({"text": [words.decode(&ids)], "prepend_bos": true})).unwrap();
+    assert_eq!(by_ids.metrics, by_words.metrics);
+    assert_eq!(by_ids.scalar("prepend_bos", 20), Some(1.0));
+    let error = loss(json!({"text": ["nonsense"]})).unwrap_err();
+    assert!(error.class() == Class::Params && error.to_string().contains("`nonsense`"), "{error}");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use sweep_lab::{
 use crate::{Recorded, Recorder, run_recipe, small_params};
 
 /// A setting of each recipe that trains 20 updates in a second.
-fn settings() -> Vec<(&'static str, Json)> {
+pub(crate) fn settings() -> Vec<(&'static str, Json)> {
     let sizes = json!({ "d_model": 16, "n_heads": 2, "d_mlp": 24, "batch": 4, "steps": 20, "eval_every": 10 });
     let with = |extra: Json| {
         let mut params = sizes.clone();
