@@ -15,7 +15,6 @@
 mod addition_task;
 mod card;
 mod circuit;
-mod circuits;
 mod cohort;
 mod compare;
 pub mod curve;
@@ -38,6 +37,7 @@ mod pattern_sums;
 mod progress_measures;
 mod prompts;
 pub mod random;
+mod qk_ov;
 mod readout;
 pub mod rebasin;
 mod recipe;

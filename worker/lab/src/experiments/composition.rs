@@ -27,7 +27,7 @@ use sweep_lens::{Hook, Kind, Normalization, Tensor};
 
 use crate::{
     card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
-    circuits::{Circuits, random_compositions},
+    qk_ov::{Circuits, random_compositions},
     error::{Error, Result},
     experiment::{Analysis, Experiment, Inputs, Observer, Subject},
     params::{ParamSet, params},
