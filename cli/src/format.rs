@@ -6,6 +6,8 @@ use std::time::Duration;
 /// A metric value with four significant digits; counts and steps as whole numbers.
 pub fn value(value: f64, unit: &str) -> String {
     match unit {
+        "truth" if value == 1.0 => "yes".to_owned(),
+        "truth" if value == 0.0 => "no".to_owned(),
         "steps" if value.is_nan() => "not reached".to_owned(),
         "steps" | "count" if value.fract() == 0.0 && value.abs() < 1e15 => format!("{value:.0}"),
         "steps" | "count" if value.abs() >= 100.0 && value.abs() < 1e15 => format!("{value:.1}"),
@@ -152,6 +154,8 @@ mod tests {
         check(7.0, "count", "7");
         check(1.0, "dimensionless", "1");
         check(0.003, "dimensionless", "0.003");
+        check(1.0, "truth", "yes");
+        check(0.0, "truth", "no");
         check(1.0, "probability", "1.000");
         check(-0.5, "ratio", "-0.5000");
     }

@@ -134,6 +134,16 @@ fn is_same_series(a: &pb::Series, b: &pb::Series) -> bool {
         && origin(a) == origin(b)
 }
 
+/// The weight processing under which the values were computed; empty for what a training reports.
+pub fn processing(series: &pb::Series) -> &str {
+    series.reading.as_ref().map_or("", |reading| &reading.processing)
+}
+
+/// Whether texts began with the beginning-of-sequence token, if it is known.
+pub fn prepend_bos(series: &pb::Series) -> Option<bool> {
+    series.reading.as_ref()?.prepend_bos
+}
+
 /// What kind of task produced a series.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Origin {

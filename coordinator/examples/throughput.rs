@@ -136,6 +136,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             let first = (group * 20 + index) * POINTS;
             let steps: Vec<u64> = (first..first + POINTS).collect();
             let chunk = pb::MetricChunk {
+                reading: None,
                 metric: "r.loss".into(),
                 unit: "nats".into(),
                 axes: vec![],

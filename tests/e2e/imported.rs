@@ -92,6 +92,43 @@ fn every_checkpoint_of_a_folder_is_analysed() {
 }
 
 #[test]
+fn every_row_says_how_the_checkpoint_was_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write_run(folder);
+    let document = json!({
+        "name": "processing",
+        "models": [
+            { "path": "runs/my-lm", "name": "as-stored", "prepend_bos": false },
+            { "path": "runs/my-lm", "name": "folded", "processing": "folded" },
+        ],
+        "experiments": ["weight-norms", { "per-token-loss": { "tokens": [[1, 2, 3, 4, 5]] } }],
+        "trajectory": [{ "pca": { "of": "weights" } }],
+    });
+    fs::write(folder.join("both.yaml"), document.to_string()).unwrap();
+    let id = sweep(folder, &["local", "both.yaml"], 0);
+    let id = id.trim();
+    for metric in ["per-token-loss.loss", "weight-norms.norm", "pca.evr"] {
+        let rows = rows(folder, id, metric);
+        assert!(!rows.is_empty(), "{metric}");
+        for row in rows {
+            let folded = row["model"] == "folded";
+            let expected = if folded {
+                "fold_ln+center_writing_weights+center_unembed+fold_value_biases"
+            } else {
+                "raw"
+            };
+            assert_eq!(
+                (&row["processing"], &row["prepend_bos"]),
+                (&json!(expected), &json!(folded))
+            );
+        }
+    }
+    let table = sweep(folder, &["results", id, "--metric", "per-token-loss.loss"], 0);
+    assert!(table.contains("processing") && table.contains("fold_ln+"), "{table}");
+}
+
+#[test]
 fn a_damaged_checkpoint_fails_alone_and_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();

@@ -62,7 +62,7 @@ pub fn run(
     });
     let mut started: Vec<(Job, TaskSink)> = Vec::new();
     for job in jobs {
-        match TaskSink::start(job.task.clone(), job.experiment.card()) {
+        match TaskSink::start(job.task.clone(), job.experiment.card(), loaded.readings()) {
             Ok(sink) => started.push((job, sink)),
             Err(error) => job.task.end(Body::Failed(error.failure())),
         }

@@ -49,11 +49,13 @@ pub fn run(
     of_second.insert("step".to_owned(), second.checkpoint.step.to_string());
     let of_second = of_second.into_iter().map(|(name, value)| (format!("partner_{name}"), value));
     provenance.extend(of_second);
+    let readings = first.readings();
+    second.add_reading(&readings);
     for job in jobs {
         if lease.is_revoked() {
             return;
         }
-        match TaskSink::start(job.task.clone(), job.experiment.card()) {
+        match TaskSink::start(job.task.clone(), job.experiment.card(), readings.clone()) {
             Ok(mut sink) => {
                 let outcome = sweep_lab::compare(job.experiment, &job.params, &couple, &mut sink);
                 sink.finish(outcome, &provenance);

@@ -22,6 +22,7 @@ use tokio::runtime::Handle;
 use crate::{
     artifacts::{ArtifactStore, StoreError},
     leases::HeldLease,
+    readings::Readings,
     session::Session,
     spool::SpoolError,
 };
@@ -158,15 +159,17 @@ pub struct MetricBuffer {
     /// `experiment.` or `recipe.`
     prefix: String,
     card: &'static Card,
+    /// How the checkpoints were read that the values are about.
+    readings: Readings,
     chunks: BTreeMap<String, pb::MetricChunk>,
     flushed: Instant,
 }
 
 impl MetricBuffer {
-    /// A buffer for the metrics of `card`.
-    pub fn new(card: &'static Card) -> Self {
+    /// A buffer for the metrics of `card`, about checkpoints with these readings.
+    pub fn new(card: &'static Card, readings: Readings) -> Self {
         let prefix = format!("{}.", card.name);
-        Self { prefix, card, chunks: BTreeMap::new(), flushed: Instant::now() }
+        Self { prefix, card, readings, chunks: BTreeMap::new(), flushed: Instant::now() }
     }
 
     /// Adds a value, and passes on what is full or has waited long enough.
@@ -195,6 +198,7 @@ impl MetricBuffer {
             axes,
             steps: Vec::new(),
             values: Vec::new(),
+            reading: self.readings.to_pb(),
         });
         chunk.steps.push(step);
         chunk.values.extend(value.data);
@@ -248,9 +252,13 @@ impl TaskSink {
     ///
     /// # Errors
     /// When the spool stays full.
-    pub fn start(task: Task, card: &'static Card) -> Result<Self, DeliverError> {
+    pub fn start(
+        task: Task,
+        card: &'static Card,
+        readings: Readings,
+    ) -> Result<Self, DeliverError> {
         task.record(Body::Started(pb::Started { resumed_from: None }))?;
-        let (metrics, begun) = (MetricBuffer::new(card), Instant::now());
+        let (metrics, begun) = (MetricBuffer::new(card, readings), Instant::now());
         Ok(Self { task, metrics, artifacts: Vec::new(), begun, problem: None })
     }
 

@@ -33,6 +33,7 @@ pub mod lane;
 pub mod leases;
 pub mod loading;
 pub mod memory;
+pub mod readings;
 pub mod reporter;
 pub mod session;
 pub mod spool;

@@ -27,6 +27,7 @@ use crate::{
     failure::{of_lab, of_source, of_store},
     import::{is_weights, weights_hash},
     memory,
+    readings::Readings,
 };
 
 /// Largest `config.json` that is read; real ones have a few KiB.
@@ -154,6 +155,18 @@ impl Loaded {
             prepend_bos: self.prepend_bos,
             ..Subject::of(&self.checkpoint, model)
         }
+    }
+
+    /// How it was read, alone.
+    pub fn readings(&self) -> Readings {
+        let readings = Readings::default();
+        self.add_reading(&readings);
+        readings
+    }
+
+    /// Adds how it was read.
+    pub fn add_reading(&self, readings: &Readings) {
+        readings.add(&self.processing, self.prepend_bos);
     }
 
     /// The tensors as they were stored.

@@ -28,6 +28,7 @@ use crate::{
     failure::{of_lab, of_source},
     leases::HeldLease,
     loading::Loaded,
+    readings::Readings,
 };
 
 /// Files that may wait for the object store before the training stands still.
@@ -250,7 +251,8 @@ impl<'a> Seeds<'a> {
         uploads: SyncSender<Upload>,
         problem: &'a Mutex<Option<pb::Failure>>,
     ) -> Self {
-        let metrics = tasks.iter().map(|_| MetricBuffer::new(recipe.card())).collect();
+        let metrics =
+            tasks.iter().map(|_| MetricBuffer::new(recipe.card(), Readings::default())).collect();
         Self { outlet, tasks, metrics, uploads, problem }
     }
 

@@ -21,6 +21,7 @@ use crate::{
     deliver::{Outlet, Provenance, Task, TaskSink},
     leases::HeldLease,
     loading::Loaded,
+    readings::Readings,
 };
 
 /// Runs a trajectory lease to its end; the task ends with a record.
@@ -81,11 +82,12 @@ fn of_model(
             Err(failure) => return task.end(Body::Failed(failure)),
         }
     }
-    let mut sink = match TaskSink::start(task.clone(), experiment.card()) {
+    let readings = Readings::default();
+    let mut sink = match TaskSink::start(task.clone(), experiment.card(), readings.clone()) {
         Ok(sink) => sink,
         Err(error) => return task.end(Body::Failed(error.failure())),
     };
-    let mut checkpoints = Stored::new(outlet, &work.checkpoints, device);
+    let mut checkpoints = Stored::new(outlet, &work.checkpoints, device, readings);
     let input = TrajectoryInput { checkpoints: Some(&mut checkpoints), series: &table, device };
     let outcome = sweep_lab::trajectory(experiment, params, input, &mut sink);
     sink.finish(outcome, provenance);
@@ -118,11 +120,15 @@ fn of_cohort(
             Err(failure) => return task.end(Body::Failed(failure)),
         }
     }
-    let mut sink = match TaskSink::start(task.clone(), experiment.card()) {
+    let readings = Readings::default();
+    let mut sink = match TaskSink::start(task.clone(), experiment.card(), readings.clone()) {
         Ok(sink) => sink,
         Err(error) => return task.end(Body::Failed(error.failure())),
     };
-    let stored = work.members.iter().map(|m| Stored::new(outlet, &m.checkpoints, device));
+    let stored = work
+        .members
+        .iter()
+        .map(|member| Stored::new(outlet, &member.checkpoints, device, readings.clone()));
     let mut stored = StoredCohort(stored.collect());
     let wants_checkpoints = *inputs == Inputs::Checkpoints;
     let cohort = Cohort {
@@ -174,12 +180,18 @@ struct Stored<'a> {
     wanted: &'a [pb::Checkpoint],
     steps: Vec<u64>,
     device: Device,
+    readings: Readings,
 }
 
 impl<'a> Stored<'a> {
-    fn new(outlet: &'a Outlet, wanted: &'a [pb::Checkpoint], device: Device) -> Self {
+    fn new(
+        outlet: &'a Outlet,
+        wanted: &'a [pb::Checkpoint],
+        device: Device,
+        readings: Readings,
+    ) -> Self {
         let steps = wanted.iter().map(|checkpoint| checkpoint.step).collect();
-        Self { outlet, wanted, steps, device }
+        Self { outlet, wanted, steps, device, readings }
     }
 }
 
@@ -206,9 +218,10 @@ impl Checkpoints for Stored<'_> {
         let wanted = wanted.ok_or_else(|| {
             sweep_lab::Error::Input(format!("there is no checkpoint of step {step}"))
         })?;
-        Loaded::new(self.outlet, wanted, self.device)
-            .map(|loaded| loaded.checkpoint)
-            .map_err(|failure| sweep_lab::Error::Input(failure.message))
+        let loaded = Loaded::new(self.outlet, wanted, self.device)
+            .map_err(|failure| sweep_lab::Error::Input(failure.message))?;
+        loaded.add_reading(&self.readings);
+        Ok(loaded.checkpoint)
     }
 }
 

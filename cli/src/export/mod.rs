@@ -2,8 +2,9 @@
 //! columns, [`RowWriter`] is a format, [`write_file`] streams a sweep into a file that appears under
 //! its name only when it is complete.
 //!
-//! Columns: `sweep, model, seed, checkpoint, step, experiment, version, params, metric, unit`, one
-//! per axis name, `value`. Values are exact: text formats use the shortest digits that read back as
+//! Columns: `sweep, model, seed, checkpoint, step, experiment, version, params, metric, unit,
+//! processing, prepend_bos`, one per axis name, `value`. The last two fixed ones say how the checkpoint was read; they are empty
+//! for what a training reports. Values are exact: text formats use the shortest digits that read back as
 //! the same 64-bit number. Memory is bounded by one message and one Parquet row group.
 
 mod parquet_file;
@@ -41,7 +42,7 @@ pub enum ExportFormat {
 }
 
 /// Columns before the axes.
-pub const FIXED_COLUMNS: [&str; 10] = [
+pub const FIXED_COLUMNS: [&str; 12] = [
     "sweep",
     "model",
     "seed",
@@ -52,6 +53,8 @@ pub const FIXED_COLUMNS: [&str; 10] = [
     "params",
     "metric",
     "unit",
+    "processing",
+    "prepend_bos",
 ];
 
 /// Whether the places of an axis are numbers or names.

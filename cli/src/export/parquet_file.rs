@@ -1,12 +1,12 @@
 //! Parquet through the column writers of the `parquet` crate: zstd, dictionary-encoded texts,
-//! nullable seed and axis columns, one row group per [`GROUP_ROWS`] values.
+//! nullable seed, reading and axis columns, one row group per [`GROUP_ROWS`] values.
 
 use std::{io::Write, sync::Arc};
 
 use parquet::{
     basic::{Compression, LogicalType, Repetition, Type as PhysicalType, ZstdLevel},
     column::writer::ColumnWriterImpl,
-    data_type::{ByteArray, ByteArrayType, DataType, DoubleType, Int32Type, Int64Type},
+    data_type::{BoolType, ByteArray, ByteArrayType, DataType, DoubleType, Int32Type, Int64Type},
     errors::ParquetError,
     file::{
         properties::WriterProperties,
@@ -19,7 +19,7 @@ use sweep_proto::pb;
 use super::{AxisKind, Columns, RowWriter, column_name};
 use crate::{
     error::{CommandError, Result},
-    series::{checkpoint, label, origin, points},
+    series::{checkpoint, label, origin, points, prepend_bos, processing},
 };
 
 /// Rows per row group: large enough to compress well, small enough (about 10 MB) to hold.
@@ -44,6 +44,8 @@ struct Group {
     params: Vec<ByteArray>,
     metric: Vec<ByteArray>,
     unit: Vec<ByteArray>,
+    processing: Nullable<ByteArray>,
+    prepend_bos: Nullable<bool>,
     axes: Vec<AxisColumn>,
     value: Vec<f64>,
 }
@@ -87,6 +89,8 @@ impl Group {
             params: Vec::new(),
             metric: Vec::new(),
             unit: Vec::new(),
+            processing: Nullable::new(),
+            prepend_bos: Nullable::new(),
             axes: columns.axes().map(axis).collect(),
             value: Vec::new(),
         }
@@ -126,6 +130,8 @@ impl<W: Write + Send> RowWriter for ParquetRows<W> {
         let (sweep, model) = (text(sweep), text(&series.model));
         let (experiment, params) = (text(&series.experiment), text(&series.params));
         let (metric, unit) = (text(&series.metric), text(&series.unit));
+        let processing = Some(processing(series)).filter(|name| !name.is_empty()).map(text);
+        let bos = prepend_bos(series);
         let seed = series.seed.map(|seed| signed("seed", seed)).transpose()?;
         let version = i32::try_from(series.version)
             .map_err(|_| CommandError::unexpected("an experiment's version exceeds 2^31"))?;
@@ -152,6 +158,8 @@ impl<W: Write + Send> RowWriter for ParquetRows<W> {
             group.params.push(params.clone());
             group.metric.push(metric.clone());
             group.unit.push(unit.clone());
+            group.processing.push(processing.clone());
+            group.prepend_bos.push(bos);
             for (column, place) in group.axes.iter_mut().zip(&places) {
                 let name = place.map(|axis| label(&series.axes[axis], point.coordinates[axis]));
                 match column {
@@ -207,6 +215,8 @@ fn schema(columns: &Columns) -> Result<TypePtr, ParquetError> {
         text("params", required)?,
         text("metric", required)?,
         text("unit", required)?,
+        text("processing", optional)?,
+        number("prepend_bos", PhysicalType::BOOLEAN, optional)?,
     ];
     for (name, kind) in columns.axes() {
         let name = column_name(name);
@@ -235,6 +245,9 @@ fn write_group<W: Write + Send>(
     column::<ByteArrayType, _>(writer, &group.params, None)?;
     column::<ByteArrayType, _>(writer, &group.metric, None)?;
     column::<ByteArrayType, _>(writer, &group.unit, None)?;
+    let (processing, bos) = (&group.processing, &group.prepend_bos);
+    column::<ByteArrayType, _>(writer, &processing.values, Some(&processing.levels))?;
+    column::<BoolType, _>(writer, &bos.values, Some(&bos.levels))?;
     for axis in &group.axes {
         match axis {
             AxisColumn::Number(axis) => {

@@ -52,6 +52,7 @@ fn awkward() -> pb::Series {
         steps: vec![100, 200],
         values: AWKWARD.to_vec(),
         partner: String::new(),
+        reading: Some(pb::Reading { processing: "fold_ln".into(), prepend_bos: Some(true) }),
     }
 }
 
@@ -107,16 +108,16 @@ fn same_bits(found: &[f64]) {
 #[test]
 fn csv_is_exact_and_quoted() {
     let text = String::from_utf8(written(ExportFormat::Csv)).unwrap();
-    let header = "sweep,model,seed,checkpoint,step,experiment,version,params,metric,unit,frequency,tensor,value";
+    let header = "sweep,model,seed,checkpoint,step,experiment,version,params,metric,unit,processing,prepend_bos,frequency,tensor,value";
     assert_eq!(text.lines().next(), Some(header));
     let second = text.lines().nth(2).unwrap();
     assert_eq!(
         second,
         "sweep-1,modular-addition-seed7,7,step100,100,grokking-progress,3,\"{\"\"threshold\"\":0.85}\",\
-         grokking-progress.excluded_loss_frequency,nats,1,\"a,\"\"b\"\"\",-0.0"
+         grokking-progress.excluded_loss_frequency,nats,fold_ln,true,1,\"a,\"\"b\"\"\",-0.0"
     );
     assert!(text.ends_with(
-        "sweep-1,m,,train,10,modular-addition,1,{},modular-addition.train_loss,nats,,,1e-12\n"
+        "sweep-1,m,,train,10,modular-addition,1,{},modular-addition.train_loss,nats,,,,,1e-12\n"
     ));
     // A line break inside quotes is no row.
     let joined = text.replace("W\nU", "WU");
@@ -135,6 +136,11 @@ fn jsonl_is_exact_and_has_all_columns() {
     }
     assert_eq!(rows[0]["frequency"], 1);
     assert_eq!(rows[1]["tensor"], "a,\"b\"");
+    assert_eq!(
+        (&rows[0]["processing"], &rows[0]["prepend_bos"]),
+        (&"fold_ln".into(), &true.into())
+    );
+    assert_eq!((&rows[12]["processing"], &rows[12]["prepend_bos"]), (&Value::Null, &Value::Null));
     assert_eq!(rows[0]["params"]["threshold"], 0.85);
     assert_eq!((&rows[12]["seed"], &rows[12]["tensor"]), (&Value::Null, &Value::Null));
     let value = |row: &Value| match &row["value"] {
@@ -160,6 +166,11 @@ fn parquet_is_exact_and_has_nulls() {
     assert_eq!(get(0, "frequency"), Field::Long(1));
     assert_eq!((get(0, "seed"), get(12, "seed")), (Field::Long(7), Field::Null));
     assert_eq!(get(12, "tensor"), Field::Null);
+    assert_eq!(
+        (get(0, "processing"), get(12, "processing")),
+        (Field::Str("fold_ln".into()), Field::Null)
+    );
+    assert_eq!((get(0, "prepend_bos"), get(12, "prepend_bos")), (Field::Bool(true), Field::Null));
     assert_eq!(get(6, "checkpoint"), Field::Str("step200".into()));
     let value = |row: usize| match get(row, "value") {
         Field::Double(value) => value,

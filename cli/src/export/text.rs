@@ -10,7 +10,7 @@ use super::{Columns, RowWriter, column_name};
 use crate::{
     error::{CommandError, Result},
     format::non_finite,
-    series::{checkpoint, is_numeric, label, origin, points},
+    series::{checkpoint, is_numeric, label, origin, points, prepend_bos, processing},
 };
 
 /// Comma-separated values (RFC 4180).
@@ -32,13 +32,19 @@ impl<W: Write> RowWriter for CsvRows<W> {
     fn series(&mut self, sweep: &str, series: &pb::Series) -> Result<()> {
         let origin = origin(series);
         let seed = series.seed.map_or_else(String::new, |seed| seed.to_string());
+        let bos = prepend_bos(series).map_or_else(String::new, |bos| bos.to_string());
         let before = format!("{},{},{seed}", csv_field(sweep), csv_field(&series.model));
-        let after = [&series.experiment, &series.version.to_string(), &series.params]
-            .into_iter()
-            .chain([&series.metric, &series.unit])
-            .map(|text| csv_field(text))
-            .collect::<Vec<_>>()
-            .join(",");
+        let version = series.version.to_string();
+        let texts: [&str; 7] = [
+            &series.experiment,
+            &version,
+            &series.params,
+            &series.metric,
+            &series.unit,
+            processing(series),
+            &bos,
+        ];
+        let after = texts.map(csv_field).join(",");
         let places = self.columns.places(series);
         let writer = &mut self.writer;
         points(series, |point| {
@@ -119,11 +125,13 @@ impl<W: Write> RowWriter for JsonRows<W> {
         );
         let params: Value = serde_json::from_str(&series.params).unwrap_or(Value::Null);
         let after = format!(
-            ",\"experiment\":{},\"version\":{},\"params\":{params},\"metric\":{},\"unit\":{}",
+            ",\"experiment\":{},\"version\":{},\"params\":{params},\"metric\":{},\"unit\":{},\"processing\":{},\"prepend_bos\":{}",
             quoted(&series.experiment),
             series.version,
             quoted(&series.metric),
-            quoted(&series.unit)
+            quoted(&series.unit),
+            series.reading.as_ref().map_or_else(null, |reading| quoted(&reading.processing)),
+            prepend_bos(series).map_or_else(null, |bos| bos.to_string())
         );
         let columns = self.axis_columns(series);
         let numeric: Vec<bool> = series.axes.iter().map(is_numeric).collect();
@@ -156,6 +164,10 @@ impl<W: Write> RowWriter for JsonRows<W> {
         self.writer.flush()?;
         Ok(())
     }
+}
+
+fn null() -> String {
+    "null".to_owned()
 }
 
 fn quoted(text: &str) -> String {

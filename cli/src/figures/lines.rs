@@ -281,7 +281,7 @@ fn y_label(strands: &[&Strand], unit: &str) -> String {
     };
     let name = match (name.as_str(), unit) {
         ("", "probability") => "fraction".to_owned(),
-        ("", "dimensionless" | "ratio" | "") => "value".to_owned(),
+        ("", "dimensionless" | "ratio" | "truth" | "") => "value".to_owned(),
         (_, _) => name,
     };
     capitalised(&with_unit(&name, unit))

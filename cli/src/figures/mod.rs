@@ -307,7 +307,7 @@ fn capitalised(text: &str) -> String {
 /// `name (unit)`, without units that say nothing.
 fn with_unit(name: &str, unit: &str) -> String {
     match unit {
-        "" | "dimensionless" => name.to_owned(),
+        "" | "dimensionless" | "truth" => name.to_owned(),
         "ratio" | "probability" if !name.is_empty() => name.to_owned(),
         "steps" if name.ends_with("step") => name.to_owned(),
         unit => {

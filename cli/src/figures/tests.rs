@@ -29,6 +29,7 @@ fn curve(metric: &str, unit: &str, model: u32, axes: Vec<pb::Axis>, values: Vec<
         values,
         task: None,
         partner: String::new(),
+        reading: None,
     };
     Curve { series, block }
 }

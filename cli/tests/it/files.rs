@@ -115,7 +115,7 @@ fn exports_hold_every_value() {
     // 4 metrics × 2 models × 2 steps, and 10 frequencies × 2 steps.
     assert_eq!(text.lines().count(), 1 + 16 + 20);
     let row = "grokking-0123456789,modular-addition-seed1,1,step100,100,grokking-progress,1,{},\
-        grokking-progress.test_loss,nats,,NaN";
+        grokking-progress.test_loss,nats,,,,NaN";
     assert!(text.contains(row), "{text}");
     let jsonl = fs::read_to_string(setup.folder.path().join("all.jsonl")).unwrap();
     assert_eq!(jsonl.lines().count(), 36);

@@ -334,6 +334,7 @@ impl World {
 
     pub(crate) fn metric(name: &str, points: &[(u64, f64)]) -> Body {
         let chunk = pb::MetricChunk {
+            reading: None,
             metric: name.to_owned(),
             unit: "nats".into(),
             axes: Vec::new(),

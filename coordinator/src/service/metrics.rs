@@ -100,8 +100,9 @@ impl Labels<'_> {
         };
         let whole = pb::Series {
             metric: metric.to_owned(),
-            unit: part.unit,
-            axes: part.axes,
+            unit: part.form.unit,
+            axes: part.form.axes,
+            reading: part.form.reading,
             model_index: model,
             model: self.subject(part.task),
             seed: self.plan.seed(part.task),

@@ -1,8 +1,8 @@
 //! Metric chunks and the exact reading of series. Main types: [`SeriesReader`], [`SeriesPart`].
 //!
 //! A chunk is columnar: steps as zigzag deltas, values byte by byte (all first bytes, all second
-//! bytes, …), which makes floats of one series compress well. It carries unit and axes, because
-//! they may differ between models.
+//! bytes, …), which makes floats of one series compress well. It carries unit, axes and
+//! how the checkpoint was read ([`Form`]), because they may differ between models.
 //!
 //! # What is void
 //! Attempts of one task write side by side. A point of attempt *a* is void when a later attempt
@@ -50,6 +50,8 @@ struct StoredChunk {
     steps: Vec<u8>,
     #[prost(bytes = "vec", tag = "4")]
     values: Vec<u8>,
+    #[prost(message, optional, tag = "5")]
+    reading: Option<pb::Reading>,
 }
 
 /// Number of values per step.
@@ -82,6 +84,7 @@ pub fn encode(chunk: &pb::MetricChunk) -> std::result::Result<Chunk, String> {
         axes: chunk.axes.clone(),
         steps,
         values: shuffle(&chunk.values),
+        reading: chunk.reading.clone(),
     };
     Ok(Chunk {
         metric: chunk.metric.clone(),
@@ -169,13 +172,22 @@ fn unshuffle(planes: &[u8]) -> Option<Vec<f64>> {
     Some((0..n).map(value).collect())
 }
 
-/// A decoded chunk.
+/// What the values of a chunk are; almost every series has a single form.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Columns {
+pub struct Form {
     /// Unit.
     pub unit: String,
     /// Axes of each value.
     pub axes: Vec<pb::Axis>,
+    /// How the checkpoint was read.
+    pub reading: Option<pb::Reading>,
+}
+
+/// A decoded chunk.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Columns {
+    /// What its values are.
+    pub form: Form,
     /// Steps, in the order of production.
     pub steps: Vec<u64>,
     /// One block per step.
@@ -206,16 +218,15 @@ pub fn decode(key: &[u8], value: &[u8]) -> Result<Columns> {
     if steps.len().checked_mul(block) != Some(values.len()) {
         return Err(damaged("it has another number of values than its steps need"));
     }
-    Ok(Columns { unit: stored.unit, axes: stored.axes, steps, values, block })
+    let form = Form { unit: stored.unit, axes: stored.axes, reading: stored.reading };
+    Ok(Columns { form, steps, values, block })
 }
 
 /// Part of one series, steps rising.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SeriesPart {
-    /// Unit.
-    pub unit: String,
-    /// Axes of each value.
-    pub axes: Vec<pb::Axis>,
+    /// What its values are.
+    pub form: Form,
     /// The task of the first value. Analyses have one task per checkpoint, so that the tasks of
     /// the following values differ from it in their step.
     pub task: TaskKey,
@@ -245,13 +256,13 @@ struct Open {
     pending: BTreeMap<(u64, u64), Row>,
     starts: HashMap<u64, Vec<(Attempt, Option<u64>)>>,
     part: Option<SeriesPart>,
-    shapes: Vec<(String, Vec<pb::Axis>)>,
+    forms: Vec<Form>,
 }
 
 struct Row {
     attempt: Attempt,
     sequence: u64,
-    shape: usize,
+    form: usize,
     values: Vec<f64>,
 }
 
@@ -317,13 +328,13 @@ impl<'s> SeriesReader<'s> {
             Entry::Vacant(slot) => slot.insert(self.store.starts(self.sweep, place.task)?),
         };
         let Some(limit) = limit(starts, place.attempt) else { return Ok(()) };
-        let shape = series.shape(columns.unit, columns.axes);
+        let form = series.form(columns.form);
         for (step, values) in columns.steps.iter().zip(columns.values.chunks(columns.block)) {
             if *step > limit {
                 continue;
             }
             let (attempt, sequence) = (place.attempt, place.sequence);
-            let row = Row { attempt, sequence, shape, values: values.to_vec() };
+            let row = Row { attempt, sequence, form, values: values.to_vec() };
             let slot = series.pending.entry((*step, place.checkpoint));
             match slot {
                 btree_map::Entry::Vacant(slot) => {
@@ -362,18 +373,18 @@ impl<'s> SeriesReader<'s> {
         row: Row,
         sink: &mut impl FnMut(SeriesPart) -> bool,
     ) -> bool {
-        let (unit, axes) = &series.shapes[row.shape];
+        let form = &series.forms[row.form];
         if self.latest {
             series.part = None;
         }
-        let fits = series.part.as_ref().is_some_and(|part| {
-            part.unit == *unit && part.axes == *axes && part.values.len() < PART_VALUES
-        });
+        let fits = series
+            .part
+            .as_ref()
+            .is_some_and(|part| part.form == *form && part.values.len() < PART_VALUES);
         if !fits {
             let task = at_checkpoint(series.id, checkpoint);
-            let (unit, axes) = (unit.clone(), axes.clone());
             let (steps, checkpoints, values) = (Vec::new(), Vec::new(), Vec::new());
-            let part = SeriesPart { unit, axes, task, steps, checkpoints, values };
+            let part = SeriesPart { form: form.clone(), task, steps, checkpoints, values };
             if series.part.replace(part).is_some_and(|full| !sink(full)) {
                 return false;
             }
@@ -398,17 +409,16 @@ impl<'s> SeriesReader<'s> {
 impl Open {
     fn new(id: TaskKey) -> Self {
         let (pending, starts) = (BTreeMap::new(), HashMap::new());
-        Self { id, pending, starts, part: None, shapes: Vec::new() }
+        Self { id, pending, starts, part: None, forms: Vec::new() }
     }
 
-    /// Index of a unit with axes; almost every series has a single one.
-    fn shape(&mut self, unit: String, axes: Vec<pb::Axis>) -> usize {
-        let shape = (unit, axes);
-        if let Some(at) = self.shapes.iter().rposition(|known| *known == shape) {
+    /// Index of a form.
+    fn form(&mut self, form: Form) -> usize {
+        if let Some(at) = self.forms.iter().rposition(|known| *known == form) {
             return at;
         }
-        self.shapes.push(shape);
-        self.shapes.len() - 1
+        self.forms.push(form);
+        self.forms.len() - 1
     }
 }
 

@@ -221,6 +221,10 @@ fn any_chunk() -> impl Strategy<Value = pb::MetricChunk> {
             proptest::collection::vec(any::<u64>().prop_map(f64::from_bits), values..=values),
         )
             .prop_map(move |(steps, values)| pb::MetricChunk {
+                reading: steps.first().map(|step| pb::Reading {
+                    processing: "raw".into(),
+                    prepend_bos: Some(step % 2 == 0),
+                }),
                 metric: "e.m".into(),
                 unit: "nats".into(),
                 axes: axes.to_vec(),
@@ -252,7 +256,7 @@ proptest! {
         prop_assert_eq!(columns.steps, chunk.steps);
         let bits = |values: &[f64]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         prop_assert_eq!(bits(&columns.values), bits(&chunk.values));
-        prop_assert_eq!(columns.axes, chunk.axes);
+        prop_assert_eq!((columns.form.axes, columns.form.reading), (chunk.axes, chunk.reading));
     }
 
     #[test]
@@ -295,6 +299,7 @@ proptest! {
 #[test]
 fn chunks_that_make_no_sense_are_refused() {
     let good = pb::MetricChunk {
+        reading: None,
         metric: "e.m".into(),
         unit: "nats".into(),
         axes: vec![pb::Axis { name: "head".into(), size: 2, labels: vec![] }],
@@ -335,6 +340,7 @@ fn series_come_in_order_with_their_axes_and_only_wanted_models() {
         let task = TaskKey { model, kind };
         let attempt = Attempt(9);
         let chunk = pb::MetricChunk {
+            reading: None,
             metric: "e.m".into(),
             unit: "nats".into(),
             axes: vec![pb::Axis {
@@ -394,6 +400,7 @@ fn chunks_that_begin_at_the_same_step_do_not_replace_each_other() {
     let mut writes = vec![Write::Started { sweep: 1, task, attempt, resumed_from: None }];
     for (sequence, steps) in [(1, [0, 10]), (2, [0, 20])] {
         let chunk = pb::MetricChunk {
+            reading: None,
             metric: "r.m".into(),
             unit: String::new(),
             axes: vec![],
@@ -427,6 +434,7 @@ fn long_series_come_in_parts() {
     for sequence in 0..200u64 {
         let steps: Vec<u64> = (sequence * 1000..(sequence + 1) * 1000).collect();
         let chunk = pb::MetricChunk {
+            reading: None,
             metric: "r.m".into(),
             unit: String::new(),
             axes: vec![],

@@ -325,6 +325,7 @@ async fn large_reports_fit_and_waiting_tasks_are_listed_lazily() {
     let metrics = |first: u64| {
         let steps: Vec<u64> = (first..first + 50_000).collect();
         Body::Metrics(pb::MetricChunk {
+            reading: None,
             metric: "test-recipe.loss".into(),
             unit: "nats".into(),
             axes: vec![],

@@ -268,6 +268,7 @@ impl Worker {
 /// One value, made from its step.
 pub(crate) fn chunk(metric: &str, step: u64) -> Body {
     Body::Metrics(pb::MetricChunk {
+        reading: None,
         metric: metric.into(),
         unit: "nats".into(),
         axes: vec![],

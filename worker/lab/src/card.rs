@@ -278,6 +278,8 @@ pub enum Unit {
     Bytes,
     /// Pure number without a natural scale.
     Dimensionless,
+    /// 1 for yes, 0 for no.
+    Truth,
 }
 
 impl Unit {
@@ -297,6 +299,7 @@ impl Unit {
             Self::Radians => "radians",
             Self::Bytes => "bytes",
             Self::Dimensionless => "dimensionless",
+            Self::Truth => "truth",
         }
     }
 }

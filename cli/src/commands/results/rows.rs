@@ -7,7 +7,7 @@ use crate::{
     context::Context,
     error::Result,
     format,
-    series::{SeriesStream, block_size, label, params_text, points},
+    series::{SeriesStream, block_size, label, params_text, points, processing},
     table::{self, Align},
 };
 
@@ -21,6 +21,7 @@ struct Row {
     places: Vec<(String, String)>,
     value: f64,
     unit: String,
+    processing: String,
 }
 
 /// Prints the first `limit` values.
@@ -60,6 +61,7 @@ fn collect(series: &pb::Series, limit: usize, rows: &mut Vec<Row>) {
             places: series.axes.iter().zip(point.coordinates).map(place).collect(),
             value: point.value,
             unit: series.unit.clone(),
+            processing: processing(series).to_owned(),
         });
         Ok(())
     });
@@ -69,6 +71,8 @@ fn to_table(rows: &[Row]) -> comfy_table::Table {
     let varies = |of: fn(&Row) -> &str| rows.iter().any(|row| of(row) != of(&rows[0]));
     let with_metric = varies(|row| &row.metric);
     let with_params = varies(|row| &row.params);
+    // Nobody needs to be told that weights are as they were stored.
+    let with_processing = rows.iter().any(|row| !matches!(row.processing.as_str(), "" | "raw"));
     let mut axes: Vec<&str> = Vec::new();
     for (name, _) in rows.iter().flat_map(|row| &row.places) {
         if !axes.contains(&name.as_str()) {
@@ -83,6 +87,9 @@ fn to_table(rows: &[Row]) -> comfy_table::Table {
         columns.push(("params", Align::Left));
     }
     columns.extend([("model", Align::Left), ("seed", Align::Right), ("step", Align::Right)]);
+    if with_processing {
+        columns.push(("processing", Align::Left));
+    }
     columns.extend(axes.iter().map(|name| (*name, Align::Right)));
     columns.extend([("value", Align::Right), ("unit", Align::Left)]);
     let mut table = table::new(&columns);
@@ -97,6 +104,9 @@ fn to_table(rows: &[Row]) -> comfy_table::Table {
         cells.push(Cell::new(&row.model));
         cells.push(Cell::new(row.seed.map_or_else(String::new, |seed| seed.to_string())));
         cells.push(Cell::new(row.step));
+        if with_processing {
+            cells.push(Cell::new(&row.processing));
+        }
         for axis in &axes {
             let place = row.places.iter().find(|(name, _)| name == axis);
             cells.push(Cell::new(place.map_or("", |(_, place)| place.as_str())));

@@ -163,7 +163,7 @@ fn side_by_side(curves: &[Curve], models: &BTreeMap<u32, String>) -> Vec<(String
             };
             let mut row = vec![metric.to_owned()];
             row.extend(models.keys().map(of_model));
-            row.push(unit.replace('_', " ").replace("dimensionless", ""));
+            row.push(unit.replace('_', " ").replace("dimensionless", "").replace("truth", ""));
             row
         };
         rows.push((owner, metrics(&mine).into_iter().map(row).collect()));
@@ -195,7 +195,7 @@ fn below_each_other(curves: &[Curve], models: &BTreeMap<u32, String>) -> Vec<(St
             let headers: Vec<String> = part
                 .iter()
                 .map(|(name, unit)| match *unit {
-                    "" | "dimensionless" => (*name).to_owned(),
+                    "" | "dimensionless" | "truth" => (*name).to_owned(),
                     unit => format!("{name} [{}]", unit.replace('_', " ")),
                 })
                 .collect();

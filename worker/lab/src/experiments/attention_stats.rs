@@ -285,7 +285,7 @@ const METRICS: &[MetricDef] = &[
     of_head("positional_offset", Unit::Count, "How far back that offset is"),
     MetricDef {
         name: "prepend_bos",
-        unit: Unit::Dimensionless,
+        unit: Unit::Truth,
         axes: &[],
         doc: "1 if the rows begin with a BOS token, else 0",
     },

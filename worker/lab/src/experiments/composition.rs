@@ -27,11 +27,11 @@ use sweep_lens::{Hook, Kind, Normalization, Tensor};
 
 use crate::{
     card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
-    qk_ov::{Circuits, random_compositions},
     error::{Error, Result},
     experiment::{Analysis, Experiment, Inputs, Observer, Subject},
     params::{ParamSet, params},
     pattern_sums::{PatternSums, places},
+    qk_ov::{Circuits, random_compositions},
     sink::Context,
     token_rows::{Drawing, TokenRows, Wanted},
     value::Value,
@@ -209,9 +209,9 @@ const METRICS: &[MetricDef] = &[
         axes: &[Axis::Layer, Axis::Head],
         doc: "Attention to the position in front, the weights of `qk_trace`",
     },
-    scalar("folded", Unit::Dimensionless, "1 if norms are folded into the weights, else 0"),
+    scalar("folded", Unit::Truth, "1 if norms are folded into the weights, else 0"),
     scalar("rotary", Unit::Dimensionless, "0 no rotation, 1 ignored, 2 at one position in front"),
-    scalar("prepend_bos", Unit::Dimensionless, "1 if the rows begin with a BOS token, else 0"),
+    scalar("prepend_bos", Unit::Truth, "1 if the rows begin with a BOS token, else 0"),
 ];
 
 const FIGURES: &[Figure] = &[

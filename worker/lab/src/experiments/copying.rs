@@ -264,7 +264,7 @@ const METRICS: &[MetricDef] = &[
     },
     MetricDef {
         name: "prepend_bos",
-        unit: Unit::Dimensionless,
+        unit: Unit::Truth,
         axes: &[],
         doc: "1 if the rows begin with a BOS token, else 0",
     },

@@ -196,7 +196,7 @@ const METRICS: &[MetricDef] = &[
     cell("midpoint", Unit::Steps, "Step at half of the fitted change"),
     cell("width", Unit::Steps, "Steps from 10 to 90 % of the fitted change"),
     cell("daic", Unit::Dimensionless, "AIC of the better of line and power law minus logistic"),
-    cell("verdict", Unit::Dimensionless, "1: a phase change of its own, else 0"),
+    cell("verdict", Unit::Truth, "1: a phase change of its own, else 0"),
     cell("rank", Unit::Count, "Place in the order of half steps, 1 first, ties shared"),
     count("n_phase_changes", "Cells with a phase change"),
     count("n_learned", "Cells that stay at or below the threshold at the end"),

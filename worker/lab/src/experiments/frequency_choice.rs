@@ -244,7 +244,7 @@ const METRICS: &[MetricDef] = &[
     frequency("cos_coefficient", Unit::Logit, "Cos coefficient of the logits (D6)"),
     frequency("n_neurons_frequency", Unit::Count, "Neurons that follow the frequency"),
     frequency("birth_step", Unit::Steps, "Last step at which it came alive to stay; NaN if never"),
-    frequency("final", Unit::Count, "1 if it is alive at the end, else 0"),
+    frequency("final", Unit::Truth, "1 if it is alive at the end, else 0"),
     scalar("n_final", Unit::Count, "Frequencies alive at the end"),
     scalar("n_births", Unit::Count, "Times that a frequency came alive to stay"),
     scalar("n_deaths", Unit::Count, "Times that a frequency died to stay dead"),

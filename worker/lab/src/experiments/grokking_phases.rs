@@ -240,7 +240,7 @@ const METRICS: &[MetricDef] = &[
     scalar("n_key_frequencies", Unit::Count, "Key frequencies of the final checkpoint"),
     MetricDef {
         name: "key_frequency",
-        unit: Unit::Count,
+        unit: Unit::Truth,
         axes: &[Axis::Frequency],
         doc: "1 if the frequency is key at the final checkpoint, else 0",
     },

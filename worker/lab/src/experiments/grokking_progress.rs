@@ -209,7 +209,7 @@ const METRICS: &[MetricDef] = &[
     scalar("n_neurons_varying", Unit::Count, "Neurons that vary over the pairs at all"),
     frequency("n_neurons_frequency", Unit::Count, "Explained neurons that follow the frequency"),
     scalar("n_key_frequencies", Unit::Count, "Number of key frequencies"),
-    frequency("key_frequency", Unit::Count, "1 if the frequency is key, else 0"),
+    frequency("key_frequency", Unit::Truth, "1 if the frequency is key, else 0"),
     scalar("sum_squared_weights", Unit::SquaredNorm, "Sum of squares of all parameters"),
     MetricDef {
         name: "sum_squared_weights_tensor",

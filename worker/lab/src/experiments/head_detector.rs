@@ -212,7 +212,7 @@ const METRICS: &[MetricDef] = &[
     score("induction_head_abs", Unit::Dimensionless, "The same by absolute difference"),
     MetricDef {
         name: "prepend_bos",
-        unit: Unit::Dimensionless,
+        unit: Unit::Truth,
         axes: &[],
         doc: "1 if the rows begin with a BOS token, else 0",
     },

@@ -212,7 +212,7 @@ const METRICS: &[MetricDef] = &[
     },
     scalar("early_index", Unit::Count, "Index of the early token"),
     scalar("late_index", Unit::Count, "Index of the late token"),
-    scalar("prepend_bos", Unit::Dimensionless, "1 if the rows begin with a BOS token, else 0"),
+    scalar("prepend_bos", Unit::Truth, "1 if the rows begin with a BOS token, else 0"),
 ];
 
 const FIGURES: &[Figure] = &[

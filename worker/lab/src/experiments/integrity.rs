@@ -292,7 +292,7 @@ const METRICS: &[MetricDef] = &[
     scalar("dtype_bits", Unit::Bits, "Width of the most frequent stored element type"),
     scalar(
         "dtype_changed",
-        Unit::Dimensionless,
+        Unit::Truth,
         "1 if that element type is another than at the previous checkpoint; absent if unknown",
     ),
 ];

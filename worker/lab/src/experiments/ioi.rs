@@ -219,7 +219,7 @@ const METRICS: &[MetricDef] = &[
     },
     MetricDef {
         name: "prepend_bos",
-        unit: Unit::Dimensionless,
+        unit: Unit::Truth,
         axes: &[],
         doc: "1 if a BOS token was put in front of every prompt, else 0",
     },

@@ -216,7 +216,7 @@ const METRICS: &[MetricDef] = &[
     },
     MetricDef {
         name: "member",
-        unit: Unit::Dimensionless,
+        unit: Unit::Truth,
         axes: CLASS_HEADS,
         doc: "1 if the head belongs to the class, else 0; NaN without classify",
     },

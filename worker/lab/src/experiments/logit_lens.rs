@@ -224,7 +224,7 @@ const METRICS: &[MetricDef] = &[
     by_layer("entropy", Unit::Nats, "Entropy of the lens' prediction"),
     MetricDef {
         name: "prepend_bos",
-        unit: Unit::Dimensionless,
+        unit: Unit::Truth,
         axes: &[],
         doc: "1 if the rows begin with a BOS token, else 0",
     },

@@ -273,7 +273,7 @@ const METRICS: &[MetricDef] = &[
     },
     MetricDef {
         name: "prepend_bos",
-        unit: Unit::Dimensionless,
+        unit: Unit::Truth,
         axes: &[],
         doc: "1 if a BOS token stands in front of every row, else 0",
     },

@@ -153,7 +153,7 @@ const fn cell(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
 }
 
 const METRICS: &[MetricDef] = &[
-    cell("verdict", Unit::Dimensionless, "1: transition, 0: smooth, none, or too few points"),
+    cell("verdict", Unit::Truth, "1: transition, 0: smooth, none, or too few points"),
     cell("midpoint", Unit::Steps, "Step at half of the change"),
     cell("onset", Unit::Steps, "Step at 10 % of the change"),
     cell("end", Unit::Steps, "Step at 90 % of the change"),
@@ -171,7 +171,7 @@ const METRICS: &[MetricDef] = &[
     cell("abruptness_high", Unit::Ratio, "The same, upper end"),
     cell("slope_ratio", Unit::Ratio, "Steepest slope between checkpoints over mean slope; line: 1"),
     cell("n_points", Unit::Count, "Finite points used"),
-    cell("log_y", Unit::Dimensionless, "1 if ln y was fitted"),
+    cell("log_y", Unit::Truth, "1 if ln y was fitted"),
 ];
 
 const FIGURES: &[Figure] = &[Figure {

@@ -264,7 +264,7 @@ const METRICS: &[MetricDef] = &[
     ),
     cell("step_frac", Unit::Ratio, "Share of the change in a tenth of log time; line: 0.1"),
     cell("step_frac_smooth", Unit::Ratio, "The same for the best power law through the cell"),
-    cell("verdict", Unit::Dimensionless, "1: learned, in a transition by the sigmoid test; 0: not"),
+    cell("verdict", Unit::Truth, "1: learned, in a transition by the sigmoid test; 0: not"),
     scalar("n_learned", Unit::Count, "Cells that fall below the fraction"),
     scalar(
         "rank_correlation",

@@ -122,7 +122,7 @@ const METRICS: &[MetricDef] = &[
     cell("t50", Unit::Steps, "The same for 50 %"),
     cell("t10", Unit::Steps, "The same for 10 %"),
     cell("t1", Unit::Steps, "The same for 1 %"),
-    cell("verdict", Unit::Dimensionless, "1: falls as two components would, else 0"),
+    cell("verdict", Unit::Truth, "1: falls as two components would, else 0"),
 ];
 
 const FIGURES: &[Figure] = &[Figure {

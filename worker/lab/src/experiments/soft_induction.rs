@@ -353,7 +353,7 @@ const METRICS: &[MetricDef] = &[
     scalar("literal_loss", Unit::Nats, "Loss of the same second copy after itself"),
     scalar("translation_gain", Unit::Nats, "Control loss minus translated loss"),
     scalar("n_words", Unit::Count, "Words of one copy"),
-    scalar("prepend_bos", Unit::Dimensionless, "1 if the rows begin with a BOS token, else 0"),
+    scalar("prepend_bos", Unit::Truth, "1 if the rows begin with a BOS token, else 0"),
 ];
 
 const FIGURES: &[Figure] = &[

@@ -341,7 +341,7 @@ const METRICS: &[MetricDef] = &[
     },
     MetricDef {
         name: "positional_shortcut",
-        unit: Unit::Dimensionless,
+        unit: Unit::Truth,
         axes: &[],
         doc: "1 if best_stripe is above 0.8 with best_previous_token below 0.2: positions, not induction",
     },
