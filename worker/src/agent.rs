@@ -27,6 +27,7 @@ use crate::{
     deliver::{Outlet, Provenance},
     heartbeat,
     lane::Lane,
+    loading::Loaded,
     reporter,
     session::Session,
     spool::Spool,
@@ -74,7 +75,7 @@ pub async fn run(config: RunConfig, settings: BTreeMap<String, String>) -> anyho
     for index in 0..slots {
         let lane = Lane::spawn(index, outlet.clone(), device, threads as i32, provenance.clone())
             .context("start a lane")?;
-        let slot = Slot { session: Arc::clone(&session), training: Arc::clone(&training) };
+        let slot = Slot { outlet: outlet.clone(), training: Arc::clone(&training) };
         tasks.spawn(slot.serve(lane));
     }
     let reporter = tokio::spawn(reporter::run(Arc::clone(&session)));
@@ -202,27 +203,54 @@ async fn drain(session: &Session, mut lanes: JoinSet<()>) {
     }
 }
 
+/// Returns when the worker wants to leave.
+async fn draining(session: &Session) {
+    while !session.is_draining() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Brings the files of a checkpoint near while another one is computed on.
+fn fetch_ahead(outlet: Outlet, next: pb::Checkpoint) -> impl FnOnce() {
+    move || {
+        outlet.runtime.block_on(async {
+            tokio::select! {
+                () = Loaded::prefetch(&outlet, &next) => {}
+                () = draining(&outlet.session) => {}
+            }
+        });
+    }
+}
+
 /// Takes work for one lane.
 struct Slot {
-    session: Arc<Session>,
+    outlet: Outlet,
     /// Held by a lane that trains, or asks for a training.
     training: Arc<Semaphore>,
 }
 
 impl Slot {
     async fn serve(self, lane: Lane) {
-        while !self.session.is_draining() {
+        let session = Arc::clone(&self.outlet.session);
+        let mut ahead = JoinSet::new();
+        while !session.is_draining() {
             let permit = Arc::clone(&self.training).try_acquire_owned().ok();
             let sent = Instant::now();
             let Some((lease, work)) = self.acquire(permit.is_some()).await else { continue };
             let permit = permit.filter(|_: &OwnedSemaphorePermit| matches!(work, Work::Train(_)));
-            let held = self.session.leases.add(lease.attempt, task_keys(&work), sent);
+            let held = session.leases.add(lease.attempt, task_keys(&work), sent);
             tracing::info!(
                 attempt = lease.attempt,
                 sweep = lease.sweep,
                 kind = kind(&work),
                 "lease"
             );
+            if let Work::Analyse(pb::AnalyseWork { next: Some(next), .. }) = &work {
+                while ahead.try_join_next().is_some() {}
+                if ahead.is_empty() {
+                    ahead.spawn_blocking(fetch_ahead(self.outlet.clone(), next.clone()));
+                }
+            }
             let alive = lane.run(held, work).await;
             drop(permit);
             if !alive {
@@ -233,20 +261,15 @@ impl Slot {
 
     async fn acquire(&self, training: bool) -> Option<(pb::Lease, Work)> {
         let request = pb::AcquireRequest {
-            worker: self.session.registration().worker,
+            worker: self.outlet.session.registration().worker,
             training,
-            resident: self.session.cache.resident(RESIDENT),
+            resident: self.outlet.session.cache.resident(RESIDENT),
             wait_ms: ACQUIRE_WAIT.as_millis() as u32,
         };
-        let mut workers = self.session.workers();
-        let draining = async {
-            while !self.session.is_draining() {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        };
+        let mut workers = self.outlet.session.workers();
         let answer = tokio::select! {
             answer = workers.acquire(request) => answer,
-            () = draining => return None,
+            () = draining(&self.outlet.session) => return None,
         };
         match answer {
             Ok(answer) => {
@@ -256,7 +279,7 @@ impl Slot {
             }
             Err(status) => {
                 tracing::debug!(problem = status.message(), "no work");
-                self.session.beat.notify_one();
+                self.outlet.session.beat.notify_one();
                 tokio::time::sleep(PAUSE).await;
                 None
             }

@@ -4,7 +4,7 @@
 //! files, brought here and verified by `sweep_source`, read by `sweep_lens`. Either way a file is read
 //! once, and a checkpoint that cannot fit into memory is refused before anything is allocated.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use sweep_lab::{FileIdentity, StoredTensors, Subject, TextCodec};
 use sweep_lens::{
@@ -20,6 +20,7 @@ use sweep_proto::{
     pb,
 };
 use sweep_source::{Fetched, Location};
+use tokio::task::spawn_blocking;
 
 use crate::{
     artifacts::StoreError,
@@ -65,17 +66,27 @@ impl Loaded {
         }
     }
 
+    /// Brings the files of `wanted` near, so that reading it later does not wait for a network. What goes wrong
+    /// here goes wrong again, and is told, when it is needed.
+    pub async fn prefetch(outlet: &Outlet, wanted: &pb::Checkpoint) {
+        let problem = match (&wanted.imported, &wanted.file) {
+            (Some(imported), _) => fetch(outlet, &imported.location).await.err(),
+            (None, Some(blob)) => own_bytes(outlet, blob).await.err(),
+            (None, None) => None,
+        };
+        if let Some(problem) = problem {
+            tracing::debug!(
+                step = wanted.step,
+                problem = problem.message,
+                "not fetched in advance"
+            );
+        }
+    }
+
     fn own(outlet: &Outlet, wanted: &pb::Checkpoint, device: Device) -> Result<Self, pb::Failure> {
         let missing = || StoreError::Missing { key: format!("checkpoint of step {}", wanted.step) };
         let blob = wanted.file.as_ref().ok_or_else(|| of_store(&missing()))?;
-        let bytes = if let Some(bytes) = outlet.session.cache.read(&blob.sha256) {
-            bytes
-        } else {
-            let fetched = outlet.runtime.block_on(outlet.store.get(blob));
-            let bytes = fetched.map_err(|error| of_store(&error))?.to_vec();
-            outlet.session.cache.put(&blob.sha256, &bytes);
-            bytes
-        };
+        let bytes = outlet.runtime.block_on(own_bytes(outlet, blob))?;
         let checkpoint = sweep_lens::checkpoint::decode(&blob.key, &bytes);
         let mut checkpoint = checkpoint.map_err(|error| of_lab(&error.into()))?;
         checkpoint.weights = checkpoint.weights.to_device(device);
@@ -104,7 +115,7 @@ impl Loaded {
     ) -> Result<Self, pb::Failure> {
         let lens = |error: sweep_lens::Error| of_lab(&error.into());
         let options = imported.options.clone().unwrap_or_default();
-        let fetched = fetch(outlet, &imported.location)?;
+        let fetched = outlet.runtime.block_on(fetch(outlet, &imported.location))?;
         let tensors = TensorFiles::open(&fetched.files).map_err(lens)?;
         let kind = kind_of(&options.dtype)?;
         check_memory(outlet, &imported.location, &tensors, kind, device)?;
@@ -191,14 +202,32 @@ impl Loaded {
 }
 
 /// Brings the files of one checkpoint here.
-fn fetch(outlet: &Outlet, location: &str) -> Result<Fetched, pb::Failure> {
+async fn fetch(outlet: &Outlet, location: &str) -> Result<Fetched, pb::Failure> {
     let access = &outlet.access;
-    let fetched = outlet.runtime.block_on(async {
+    let fetch = async {
         let place: Location = location.parse()?;
         let files = access.files(&place).await?;
         access.fetch(&place, &files).await
+    };
+    fetch.await.map_err(|error| of_source(&error))
+}
+
+/// A checkpoint file of this system: from the cache, or else from the artifact store.
+async fn own_bytes(outlet: &Outlet, blob: &pb::Blob) -> Result<Vec<u8>, pb::Failure> {
+    let cache = Arc::clone(&outlet.session.cache);
+    let hash = blob.sha256.clone();
+    if let Ok(Some(bytes)) = spawn_blocking(move || cache.read(&hash)).await {
+        return Ok(bytes);
+    }
+    let fetched = outlet.store.get(blob).await;
+    let bytes = fetched.map_err(|error| of_store(&error))?.to_vec();
+    let cache = Arc::clone(&outlet.session.cache);
+    let hash = blob.sha256.clone();
+    let put = spawn_blocking(move || {
+        cache.put(&hash, &bytes);
+        bytes
     });
-    fetched.map_err(|error| of_source(&error))
+    put.await.map_err(|error| failure(FailureClass::Transient, format!("caching: {error}")))
 }
 
 /// What the files of a checkpoint say.

@@ -86,7 +86,7 @@ impl Core {
             if sweep.restored || !sweep.has_ready() {
                 continue;
             }
-            if let Some(tasks) = next_bundle(sweep, worker, wish) {
+            if let Some(tasks) = next_bundle(sweep, worker, number, wish) {
                 return self.lease(sweep_number, number, tasks, now, out);
             }
         }
@@ -104,7 +104,7 @@ impl Core {
         let attempt = self.next_attempt();
         self.counter += 1;
         let sweep = self.sweeps.get_mut(&sweep_number)?;
-        let work = work(sweep, &tasks)?;
+        let mut work = work(sweep, &tasks)?;
         let task = *tasks.first()?;
         let worker = self.workers.get_mut(worker_number)?;
         out.push(Effect::Fact(Fact::LeaseGranted {
@@ -116,6 +116,10 @@ impl Core {
         }));
         for task in &tasks {
             sweep.lease(*task, attempt);
+        }
+        if let pb::lease::Work::Analyse(work) = &mut work {
+            let offered = offers(worker, sweep.plan.experiments());
+            work.next = sweep.announce_next(&offered, worker_number);
         }
         sweep.leases.insert(attempt);
         worker.leases.insert(attempt);
@@ -133,20 +137,27 @@ impl Core {
     }
 }
 
+/// Which of these experiments a worker has.
+fn offers(worker: &Worker, list: &[Pinned]) -> Vec<bool> {
+    list.iter().map(|pinned| worker.offers(&pinned.name, pinned.version)).collect()
+}
+
 /// The tasks of the next lease of a sweep for a worker.
-fn next_bundle(sweep: &mut Sweep, worker: &Worker, wish: &Wish) -> Option<Vec<TaskKey>> {
-    let offers = |list: &[Pinned]| -> Vec<bool> {
-        list.iter().map(|pinned| worker.offers(&pinned.name, pinned.version)).collect()
-    };
-    let offered = offers(sweep.plan.experiments());
-    if let Some(tasks) = sweep.next_analyses(&offered, &wish.resident) {
+fn next_bundle(
+    sweep: &mut Sweep,
+    worker: &Worker,
+    number: u64,
+    wish: &Wish,
+) -> Option<Vec<TaskKey>> {
+    let offered = offers(worker, sweep.plan.experiments());
+    if let Some(tasks) = sweep.next_analyses(&offered, &wish.resident, number) {
         return Some(tasks);
     }
-    let offered = offers(sweep.plan.compare());
+    let offered = offers(worker, sweep.plan.compare());
     if let Some(tasks) = sweep.next_comparisons(&offered, &wish.resident) {
         return Some(tasks);
     }
-    let offered = offers(sweep.plan.trajectory());
+    let offered = offers(worker, sweep.plan.trajectory());
     if let Some(task) = sweep.next_trajectory(&offered) {
         return Some(vec![task]);
     }
@@ -224,6 +235,7 @@ fn analyse(sweep: &Sweep, model: u32, step: u64, tasks: &[TaskKey]) -> Option<pb
         init: of(published.first_key_value()),
         previous: of(published.range(..step).next_back()),
         tasks: analyse_tasks(plan, tasks),
+        next: None,
     })
 }
 

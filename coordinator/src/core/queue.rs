@@ -7,7 +7,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use sweep_proto::id::{TaskKey, TaskKind};
+use sweep_proto::{
+    id::{TaskKey, TaskKind},
+    pb,
+};
 
 use super::{couples::CoupleKey, model::Cell, sweep::Sweep};
 
@@ -38,6 +41,20 @@ struct Waiting {
     model: u32,
     step: u64,
     passed: u32,
+    /// The worker that was told to fetch it, by number.
+    announced: Option<u64>,
+}
+
+/// Why a worker should take a checkpoint, the best reason first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Claim {
+    /// It has the files, or the checkpoint was passed over often enough.
+    AtHand,
+    /// It was told to fetch them.
+    Announced,
+    Nobody,
+    /// Another worker was told to fetch them.
+    Another,
 }
 
 impl Queue {
@@ -45,7 +62,7 @@ impl Queue {
     pub fn push_analysis(&mut self, model: u32, step: u64) -> u64 {
         let place = self.next_place;
         self.next_place += 1;
-        self.analyse.insert(place, Waiting { model, step, passed: 0 });
+        self.analyse.insert(place, Waiting { model, step, passed: 0, announced: None });
         place
     }
 
@@ -70,17 +87,19 @@ impl Queue {
 
 impl Sweep {
     /// The analyses of the next checkpoint that a worker can run. `offered` tells by index which
-    /// of the sweep's experiments it has, `resident` which checkpoint files.
+    /// of the sweep's experiments it has, `resident` which checkpoint files. What was announced to
+    /// another worker is left to that one while there is something else.
     pub fn next_analyses(
         &mut self,
         offered: &[bool],
         resident: &HashSet<String>,
+        worker: u64,
     ) -> Option<Vec<TaskKey>> {
         if !offered.contains(&true) {
             return None;
         }
         let mut oldest: Option<u64> = None;
-        let mut chosen = None;
+        let mut best: Option<(Claim, u64)> = None;
         let mut seen = 0;
         for (&place, waiting) in self.queue.analyse.iter().take(SCAN_LIMIT) {
             let Some(published) =
@@ -92,20 +111,23 @@ impl Sweep {
             {
                 continue;
             }
-            let is_resident = || published.files().any(|file| resident.contains(&file.sha256));
             let must = oldest.is_none() && waiting.passed >= MAX_PASSED;
             oldest = oldest.or(Some(place));
-            if must || resident.is_empty() || is_resident() {
-                chosen = Some(place);
-                break;
-            }
+            let claim = match waiting.announced {
+                _ if must || published.files().any(|file| resident.contains(&file.sha256)) => {
+                    Claim::AtHand
+                }
+                Some(other) if other == worker => Claim::Announced,
+                None => Claim::Nobody,
+                Some(_) => Claim::Another,
+            };
+            best = best.into_iter().chain([(claim, place)]).min();
             seen += 1;
-            if seen == AFFINITY_WINDOW {
+            if claim == Claim::AtHand || seen == AFFINITY_WINDOW {
                 break;
             }
         }
-        let oldest = oldest?;
-        let chosen = chosen.unwrap_or(oldest);
+        let (oldest, (_, chosen)) = (oldest?, best?);
         if chosen != oldest
             && let Some(passed) = self.queue.analyse.get_mut(&oldest)
         {
@@ -117,6 +139,24 @@ impl Sweep {
         let open = open.filter(|(_, (cell, offered))| **offered && **cell == Cell::Open);
         let key = |experiment| TaskKey { model, kind: TaskKind::Analyse { step, experiment } };
         Some(open.map(|(index, _)| key(index as u32)).collect())
+    }
+
+    /// The checkpoint that `worker` should fetch while it computes: the first that nobody was told to.
+    pub fn announce_next(&mut self, offered: &[bool], worker: u64) -> Option<pb::Checkpoint> {
+        let waiting = self.queue.analyse.values_mut().take(AFFINITY_WINDOW);
+        for waiting in waiting {
+            let model = self.models.get(&waiting.model);
+            let Some(published) = model.and_then(|model| model.published.get(&waiting.step)) else {
+                continue;
+            };
+            let mut cells = published.cells.iter().zip(offered);
+            let runs = cells.any(|(cell, offered)| *offered && *cell == Cell::Open);
+            if runs && waiting.announced.is_none() {
+                waiting.announced = Some(worker);
+                return Some(published.checkpoint.clone());
+            }
+        }
+        None
     }
 
     /// The comparisons of the next pair that a worker can run. `offered` tells by index which of the

@@ -202,6 +202,7 @@ pub(crate) fn analysis(attempt: u64, checkpoint: pb::Checkpoint) -> pb::Lease {
         init: None,
         previous: None,
         tasks: vec![task],
+        next: None,
     };
     let work = Some(pb::lease::Work::Analyse(work));
     pb::Lease { attempt, sweep: SWEEP.into(), work }

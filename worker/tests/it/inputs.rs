@@ -73,6 +73,32 @@ async fn a_damaged_file_in_the_cache_is_fetched_again() {
     assert_eq!(fs::read(&cached).unwrap(), whole);
 }
 
+/// Protection: while a checkpoint is computed on, the next one comes here already.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_checkpoint_is_fetched_in_advance() {
+    let coordinator = Coordinator::start().await;
+    coordinator.with(|s| s.leases.push_back(training(6, 100, &[0, 100])));
+    let trainer = Worker::start(&coordinator, &[]);
+    coordinator.until("the training", |s| s.is_done(6)).await;
+    let (first, next) = coordinator.with(|s| {
+        let mut published = s.checkpoints(6);
+        (published.remove(0), published.remove(0))
+    });
+    trainer.kill();
+    let hash = next.file.as_ref().unwrap().sha256.clone();
+    let cached = coordinator.folder().join("cache/checkpoints").join(hash);
+    fs::remove_file(&cached).unwrap();
+    let mut lease = analysis(7, first);
+    if let Some(pb::lease::Work::Analyse(work)) = &mut lease.work {
+        work.next = Some(next);
+    }
+    coordinator.with(|s| s.leases.push_back(lease));
+    let _worker = Worker::start(&coordinator, &[]);
+    coordinator
+        .until("the analysis, and the file of the next one", |s| s.is_done(7) && cached.exists())
+        .await;
+}
+
 /// Protection: a store that never answers is given up when the patience is over, with its name and the
 /// file's, as something that may pass.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -85,6 +85,32 @@ fn resident_checkpoints_are_preferred_but_nobody_starves() {
 }
 
 #[test]
+fn what_one_worker_was_told_to_fetch_is_left_to_it() {
+    let document = json!({
+        "name": "ahead",
+        "models": [{ "train": { "recipe": "r", "seeds": 1 }, "checkpoints": { "every": 10 } }],
+        "experiments": ["probe"],
+    });
+    let mut world = World::new(&document);
+    world.run("w1 joins; w2 joins; w1 acquires");
+    for step in (0..=50).step_by(10) {
+        world.run(&format!("w1 publishes m0/train {step}"));
+    }
+    let mut given = |name: &str, resident: &[&str]| {
+        let Answer::Lease(Some(lease)) = world.acquire(name, false, resident) else { panic!() };
+        let Some(pb::lease::Work::Analyse(work)) = lease.work else { panic!() };
+        (work.checkpoint.unwrap().step, work.next.map(|next| next.step))
+    };
+    assert_eq!(given("w1", &[]), (0, Some(10)));
+    assert_eq!(given("w2", &[]), (20, Some(30)), "10 is on its way to w1");
+    assert_eq!(given("w1", &["something-else"]), (10, Some(40)), "whether it has arrived or not");
+    assert_eq!(given("w2", &[]), (30, Some(50)));
+    assert_eq!(given("w2", &[]), (50, None));
+    // The last one was announced to w1, but w2 has nothing else to do.
+    assert_eq!(given("w2", &[]), (40, None));
+}
+
+#[test]
 fn work_goes_only_to_workers_that_offer_its_version() {
     let mut world = World::new(&small(1));
     world.run("w1 joins; w1 acquires; w1 publishes m0/train 0");
