@@ -348,21 +348,41 @@ pub fn short_name(metric: &str) -> &str {
     metric.split_once('.').map_or(metric, |(_, name)| name)
 }
 
-/// Parameters as `name=value, …`.
+/// Characters of a parameter's value that are shown, and what stays of a longer one.
+const VALUE_SHOWN: usize = 60;
+const VALUE_KEPT: usize = 40;
+
+/// Parameters as `name=value, …`; long values (token lists, texts) are cut.
 pub fn params_text(params: &str) -> String {
     let Ok(serde_json::Value::Object(map)) = serde_json::from_str(params) else {
         return String::new();
     };
     let pair = |(name, value): (&String, &serde_json::Value)| match value {
-        serde_json::Value::String(text) => format!("{name}={text}"),
-        other => format!("{name}={other}"),
+        serde_json::Value::String(text) => format!("{name}={}", cut(text)),
+        other => format!("{name}={}", cut(&other.to_string())),
     };
     map.iter().map(pair).collect::<Vec<_>>().join(", ")
+}
+
+fn cut(text: &str) -> String {
+    let length = text.chars().count();
+    if length <= VALUE_SHOWN {
+        return text.to_owned();
+    }
+    let kept: String = text.chars().take(VALUE_KEPT).collect();
+    format!("{kept}… (+{} characters)", length - VALUE_KEPT)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_parameters_are_cut_and_short_ones_are_not() {
+        let tokens = vec![vec![7; 100]];
+        let text = params_text(&serde_json::json!({ "k": 3, "tokens": tokens }).to_string());
+        assert_eq!(text, "k=3, tokens=[[7,7,7,7,7,7,7,7,7,7,7,7,7,7,7,7,7,7,7,… (+163 characters)");
+    }
 
     fn axis(name: &str, size: u32, labels: &[&str]) -> pb::Axis {
         let labels = labels.iter().map(|label| (*label).to_owned()).collect();

@@ -230,7 +230,8 @@ impl Decoder {
             (self.text(at, "hub"), self.text(at, "path"), self.text(at, "model"));
         let source = match (at.key("train"), model, hub, path) {
             (Some(train), None, None, None) => {
-                if let Some(key) = Import::KEYS.into_iter().find(|key| at.key(key).is_some()) {
+                let mut others = Import::KEYS.into_iter().filter(|key| *key != "name");
+                if let Some(key) = others.find(|key| at.key(key).is_some()) {
                     let at = at.key(key)?;
                     self.problem(&at, format!("`{key}` is not for a model that is trained here"));
                 }

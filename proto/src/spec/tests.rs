@@ -238,6 +238,31 @@ fn grids_are_indexed_without_being_built() {
 }
 
 #[test]
+fn trained_models_are_called_as_their_entry_says() {
+    let entry = |name: &str, params: Value, seeds: u64| json!({ "name": name, "train": { "recipe": "modular-addition", "params": params, "seeds": seeds } });
+    let document = json!({ "name": "arms", "models": [
+        entry("baseline", json!({}), 1),
+        entry("more decay", json!({ "weight_decay": [1.0, 2.0] }), 1),
+        entry("twice", json!({ "weight_decay": 0.5 }), 1),
+        entry("twice", json!({ "weight_decay": 0.7 }), 1),
+    ] });
+    let spec = SweepSpec::decode(&document).unwrap();
+    assert_eq!(SweepSpec::decode(&spec.to_json()).unwrap(), spec);
+    let models = Models::new(&spec, &catalog()).unwrap();
+    let labels: Vec<String> = (0..5).map(|index| models.label(index)).collect();
+    assert_eq!(
+        labels,
+        [
+            "baseline-seed0",
+            "more_decay-weight_decay=1.0-seed0",
+            "more_decay-weight_decay=2.0-seed0",
+            "twice-weight_decay=0.5-seed0",
+            "twice-weight_decay=0.7-seed0",
+        ]
+    );
+}
+
+#[test]
 fn imported_models_are_decoded_with_their_settings() {
     let document = json!({ "name": "real", "models": [
         "pythia-160m",

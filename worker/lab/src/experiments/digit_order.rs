@@ -81,6 +81,12 @@ impl Experiment for DigitOrder {
             .filter(|&member| members[member].failure.is_none())
             .filter(|&member| !checkpoints.steps(member).is_empty())
             .collect();
+        if let Some(short) = usable.iter().find(|member| checkpoints.steps(**member).len() < 3) {
+            let (label, n) = (&members[*short].label, checkpoints.steps(*short).len());
+            return Err(Error::Input(format!(
+                "`{label}` has {n} checkpoints, expected 3 or more: an order needs the course of the losses"
+            )));
+        }
         let total: usize = usable.iter().map(|&member| checkpoints.steps(member).len()).sum();
         let (mut runs, mut labels): (Vec<Run>, Vec<&str>) = (Vec::new(), Vec::new());
         let mut done = 0;

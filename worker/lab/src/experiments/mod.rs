@@ -40,6 +40,7 @@ pub mod rebasin;
 pub mod rebasin_search;
 pub mod s_curve_evidence;
 pub mod seed_variance;
+pub mod shared_index;
 pub mod soft_induction;
 pub mod weight_delta;
 pub mod weight_norms;
@@ -84,6 +85,7 @@ pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &rebasin_search::RebasinSearch,
     &s_curve_evidence::SCurveEvidence,
     &seed_variance::SeedVariance,
+    &shared_index::SharedIndex,
     &soft_induction::SoftInduction,
     &weight_delta::WeightDelta,
     &weight_norms::WeightNorms,
