@@ -7,7 +7,7 @@ use serde_json::{Value as Json, json};
 use sweep_lab::{
     AnyExperiment, CheckpointPlan, Class, Cohort, CohortCheckpoints, CohortSeries, Couple,
     EXPERIMENTS, Inputs, Member, MemberSeries, MemorySink, Result, Scope, Series, Stage, Subject,
-    TextCodec, compare, joint,
+    TextCodec, Value, compare, joint,
     lens::{Device, Transformer, Weights, checkpoint::Checkpoint},
 };
 
@@ -327,6 +327,21 @@ fn cohort_series(models: &Models) -> CohortSeries {
     table
 }
 
+/// A score per layer and head that the same two heads reach in every model.
+fn score_of_heads(member: usize) -> MemberSeries {
+    let score = |at: u64| Value {
+        shape: vec![1, 4],
+        data: vec![0.1, 0.4 * at as f64, 0.2, 0.3 * at as f64],
+        labels: vec![None, None],
+    };
+    let series = Series {
+        axes: vec!["layer".to_owned(), "head".to_owned()],
+        points: (0..3).map(|at| (10 * at, score(at))).collect(),
+        ..Series::default()
+    };
+    MemberSeries { member, partner: None, series }
+}
+
 #[test]
 fn joint_experiments_emit_what_they_declare_and_name_who_failed() {
     let mut of_recipe: BTreeMap<&str, (Models, Vec<Member>)> = BTreeMap::new();
@@ -339,18 +354,22 @@ fn joint_experiments_emit_what_they_declare_and_name_who_failed() {
         models.push(Published::new(BTreeMap::new()));
         of_recipe.insert(recipe, (Models(models), members));
     }
-    let series = cohort_series(&Models(
+    let mut series = cohort_series(&Models(
         (0..2)
             .map(|i| Published::new(of_recipe["modular-addition"].0.0[i].files.clone()))
             .collect(),
     ));
+    // Three positions are too few for experiments on heads, so this score is made up.
+    series.insert("some.score".to_owned(), (0..2).map(score_of_heads).collect());
     for experiment in EXPERIMENTS.iter().filter(|e| matches!(e.card().stage, Stage::Joint(_))) {
         let card = experiment.card();
         let recipe = *recipes_of(card).iter().find(|r| of_recipe.contains_key(*r)).unwrap();
         let (models, members) = of_recipe.get_mut(recipe).unwrap();
         let mut params = example_params(*experiment);
-        if card.name == "knockout-delay" {
-            params["metric"] = json!("grokking-progress.test_acc");
+        match card.name {
+            "knockout-delay" => params["metric"] = json!("grokking-progress.test_acc"),
+            "shared-index" => params["metric"] = json!("some.score"),
+            _ => (),
         }
         let mut run = |sink: &mut MemorySink, members: &[Member]| {
             let reads = experiment.inputs(&params).unwrap();
