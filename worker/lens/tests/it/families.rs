@@ -21,6 +21,7 @@ pub(crate) const HUGGING_FACE: [&str; 8] = [
     "gpt2-other",
     "llama-tied",
     "llama3-tiny",
+    "mingpt-tiny",
     "mistral-tiny",
     "neox-parallel",
     "olmo-tiny",
