@@ -12,6 +12,7 @@
 //!   in as arguments, everything goes out through a sink.
 //! - Nothing undeclared reaches a sink; a panic in one experiment is that experiment's error.
 
+mod activation_names;
 mod addition_task;
 mod card;
 mod circuit;
