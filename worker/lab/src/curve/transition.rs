@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{
     abruptness::{abruptness, isotonic, slope_ratio},
-    fit::{Fits, Logistics, Model, Points},
+    fit::{Design, Fits, Logistics, Model, Points},
     least_squares::levenberg_marquardt,
 };
 use crate::random;
@@ -35,6 +35,19 @@ pub fn spans_decades(y: &[f64]) -> bool {
     let max = y.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let min = y.iter().copied().fold(f64::INFINITY, f64::min);
     min > 0.0 && max / min >= 100.0
+}
+
+/// The design of the last curve's abscissae, which is mostly that of the next one.
+#[derive(Default)]
+pub struct Known(Option<(Vec<f64>, Design)>);
+
+impl Known {
+    fn fits(&mut self, points: Points<'_>) -> Fits {
+        if self.0.as_ref().is_none_or(|(x, _)| x != points.x) {
+            self.0 = Some((points.x.to_vec(), Design::new(points.x)));
+        }
+        self.0.as_ref().map_or_else(|| Fits::new(points), |(_, d)| Fits::over(d, points))
+    }
 }
 
 /// What the test says about one curve. Steps are NaN where they mean nothing.
@@ -73,6 +86,17 @@ pub struct Transition {
 impl Transition {
     /// Tests the curve `values` over ascending `steps`; non-finite values are left out.
     pub fn test(steps: &[u64], values: &[f64], options: Options, rng: &mut impl Rng) -> Self {
+        Self::test_with(&mut Known::default(), steps, values, options, rng)
+    }
+
+    /// The same for one of many curves: what depends on the steps alone is computed once.
+    pub fn test_with(
+        known: &mut Known,
+        steps: &[u64],
+        values: &[f64],
+        options: Options,
+        rng: &mut impl Rng,
+    ) -> Self {
         let raw: Vec<f64> = values.iter().copied().filter(|value| value.is_finite()).collect();
         let log_y = options.log_y.unwrap_or_else(|| spans_decades(&raw));
         let (x, y) = coordinates(steps, values, options.log_x, log_y);
@@ -80,11 +104,16 @@ impl Transition {
         if y.len() < MIN_POINTS || points.y_range() == 0.0 {
             return Self::undefined(y.len(), log_y);
         }
-        Self::of_points(points, log_y, options, rng)
+        Self::of_points(known.fits(points), points, log_y, options, rng)
     }
 
-    fn of_points(points: Points<'_>, log_y: bool, options: Options, rng: &mut impl Rng) -> Self {
-        let fits = Fits::new(points);
+    fn of_points(
+        fits: Fits,
+        points: Points<'_>,
+        log_y: bool,
+        options: Options,
+        rng: &mut impl Rng,
+    ) -> Self {
         let logistic = fits.get(Model::Logistic);
         let (amplitude, x0) = (logistic.parameters[1], logistic.parameters[2]);
         let w = logistic.parameters[3].exp();
