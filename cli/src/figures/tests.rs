@@ -269,9 +269,9 @@ fn members_of_a_joint_analysis_walk_through_one_plane() {
     let titles: Vec<&str> = figure.panels.iter().map(|panel| panel.title.as_str()).collect();
     assert_eq!(titles, ["seed 0", "seed 1"]);
     assert_eq!(figure.panels[0].x, figure.panels[1].x, "one plane, equal axes");
-    let n_points = |panel: &crate::chart::Panel| match &panel.content {
-        crate::chart::Content::Paths(paths) => paths[0].points.len(),
-        _ => panic!(),
+    let n_points = |panel: &crate::chart::Panel| {
+        let crate::chart::Content::Paths(paths) = &panel.content else { panic!() };
+        paths[0].points.len()
     };
     assert_eq!(n_points(&figure.panels[0]), steps().len());
     assert_eq!(n_points(&figure.panels[1]), steps().len() - 1);

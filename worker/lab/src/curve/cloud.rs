@@ -145,9 +145,9 @@ fn tyler(coordinates: &[Vec<f64>]) -> Vec<Vec<f64>> {
 fn cholesky(matrix: &[Vec<f64>]) -> Vec<Vec<f64>> {
     let n = matrix.len();
     let mut lower = vec![vec![0.0; n]; n];
-    for i in 0..n {
+    for (i, row) in matrix.iter().enumerate() {
         for j in 0..=i {
-            let rest = matrix[i][j] - dot(&lower[i][..j], &lower[j][..j]);
+            let rest = row[j] - dot(&lower[i][..j], &lower[j][..j]);
             lower[i][j] = if i == j { rest.max(1e-12).sqrt() } else { rest / lower[j][j] };
         }
     }

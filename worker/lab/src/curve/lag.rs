@@ -242,6 +242,9 @@ pub fn f_tail(f: f64, d1: f64, d2: f64) -> f64 {
     regularised_beta(d2 / (d2 + d1 * f), d2 / 2.0, d1 / 2.0)
 }
 
+/// Stands in for a denominator of zero.
+const TINY: f64 = 1e-300;
+
 /// The regularised incomplete beta function by its continued fraction (Lentz).
 fn regularised_beta(x: f64, a: f64, b: f64) -> f64 {
     if x <= 0.0 || x >= 1.0 {
@@ -251,22 +254,21 @@ fn regularised_beta(x: f64, a: f64, b: f64) -> f64 {
     if x > (a + 1.0) / (a + b + 2.0) {
         return 1.0 - regularised_beta(1.0 - x, b, a);
     }
-    const TINY: f64 = 1e-300;
     let guard = |value: f64| if value.abs() < TINY { TINY } else { value };
     let front =
         (ln_gamma(a + b) - ln_gamma(a) - ln_gamma(b) + a * x.ln() + b * (-x).ln_1p()).exp() / a;
-    let mut c = 1.0;
-    let mut d = 1.0 / guard(1.0 - (a + b) * x / (a + 1.0));
-    let mut fraction = d;
+    let mut upper = 1.0;
+    let mut lower = 1.0 / guard(1.0 - (a + b) * x / (a + 1.0));
+    let mut fraction = lower;
     for m in 1..500 {
         let m = f64::from(m);
         let even = m * (b - m) * x / ((a + 2.0 * m - 1.0) * (a + 2.0 * m));
         let odd = -(a + m) * (a + b + m) * x / ((a + 2.0 * m) * (a + 2.0 * m + 1.0));
         let mut change = 1.0;
         for term in [even, odd] {
-            d = 1.0 / guard(1.0 + term * d);
-            c = guard(1.0 + term / c);
-            change = c * d;
+            lower = 1.0 / guard(1.0 + term * lower);
+            upper = guard(1.0 + term / upper);
+            change = upper * lower;
             fraction *= change;
         }
         if (change - 1.0).abs() < 1e-15 {

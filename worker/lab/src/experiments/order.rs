@@ -255,9 +255,11 @@ fn over_models(
     let mut columns: [Vec<f64>; 3] = Default::default();
     for i in 0..n {
         for j in 0..n {
-            let of_run = |run: &Vec<Time>| match i == j {
-                true => 0.5,
-                false => probability_before(&run[i].samples, &run[j].samples),
+            let of_run = |run: &Vec<Time>| {
+                if i == j {
+                    return 0.5;
+                }
+                probability_before(&run[i].samples, &run[j].samples)
             };
             let each: Vec<f64> = runs.iter().map(of_run).filter(|p| p.is_finite()).collect();
             let mean = |sample: &[f64]| sample.iter().sum::<f64>() / sample.len() as f64;
