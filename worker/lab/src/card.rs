@@ -208,6 +208,16 @@ pub enum Axis {
     Point,
     /// Data that a loss is taken on, labelled (`train`, `test`).
     Split,
+    /// Group of curves of one shape.
+    Cluster,
+    /// Number of groups that curves are divided into.
+    ClusterCount,
+    /// Cell that another one is compared with, labelled as [`Axis::Cell`].
+    OtherCell,
+    /// Checkpoints that one curve is moved against another one, labelled.
+    Lag,
+    /// Time as a fraction of the time of an event, labelled.
+    Fraction,
 }
 
 impl Axis {
@@ -245,6 +255,11 @@ impl Axis {
             Self::Pair => "pair",
             Self::Point => "point",
             Self::Split => "split",
+            Self::Cluster => "cluster",
+            Self::ClusterCount => "cluster_count",
+            Self::OtherCell => "other_cell",
+            Self::Lag => "lag",
+            Self::Fraction => "fraction",
         }
     }
 }

@@ -11,6 +11,7 @@ pub mod cka;
 pub mod composition;
 pub mod copy_score;
 pub mod copying;
+pub mod curve_clusters;
 pub mod digit_order;
 pub mod digit_phases;
 pub mod forgetting;
@@ -19,6 +20,7 @@ pub mod grok_predict;
 pub mod grokking_phases;
 pub mod grokking_progress;
 pub mod head_detector;
+pub mod head_lifelines;
 pub mod in_context_learning;
 pub mod induction_heads;
 pub mod integrity;
@@ -28,13 +30,17 @@ pub mod ioi_ablation;
 pub mod ioi_attention;
 pub mod ioi_dla;
 pub mod knockout_delay;
+pub mod lead_lag;
 pub mod logit_lens;
+pub mod loss_pca;
 pub mod mode_connectivity;
+pub mod order;
 pub mod output_similarity;
 pub mod path_patching;
 pub mod pca;
 pub mod per_token_loss;
 pub mod phase_transition;
+pub mod predict_pair;
 pub mod quanta;
 pub mod rebasin;
 pub mod rebasin_search;
@@ -56,6 +62,7 @@ pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &composition::Composition,
     &copy_score::CopyScore,
     &copying::Copying,
+    &curve_clusters::CurveClusters,
     &digit_order::DigitOrder,
     &digit_phases::DigitPhases,
     &forgetting::Forgetting,
@@ -64,6 +71,7 @@ pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &grokking_phases::GrokkingPhases,
     &grokking_progress::GrokkingProgress,
     &head_detector::HeadDetector,
+    &head_lifelines::HeadLifelines,
     &in_context_learning::InContextLearning,
     &induction_heads::InductionHeads,
     &integrity::Integrity,
@@ -73,13 +81,17 @@ pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &ioi_attention::IoiAttention,
     &ioi_dla::IoiDla,
     &knockout_delay::KnockoutDelay,
+    &lead_lag::LeadLag,
     &logit_lens::LogitLens,
+    &loss_pca::LossPca,
     &mode_connectivity::ModeConnectivity,
+    &order::Order,
     &output_similarity::OutputSimilarity,
     &path_patching::PathPatching,
     &pca::Pca,
     &per_token_loss::PerTokenLoss,
     &phase_transition::PhaseTransition,
+    &predict_pair::PredictPair,
     &quanta::Quanta,
     &rebasin::Rebasin,
     &rebasin_search::RebasinSearch,

@@ -324,22 +324,36 @@ fn cohort_series(models: &Models) -> CohortSeries {
             entry.push(MemberSeries { member: 0, partner, series });
         }
     }
+    for member in 0..models.0.len() {
+        add_heads(&mut table, member);
+    }
     table
 }
 
-/// A score per layer and head that the same two heads reach in every model.
-fn score_of_heads(member: usize) -> MemberSeries {
-    let score = |at: u64| Value {
-        shape: vec![1, 4],
-        data: vec![0.1, 0.4 * at as f64, 0.2, 0.3 * at as f64],
-        labels: vec![None, None],
+/// Scores of two layers of two heads, of which one pair becomes an induction circuit.
+fn add_heads(table: &mut CohortSeries, member: usize) {
+    let heads = ["layer", "head"].as_slice();
+    let pairs = ["layer", "head", "to_layer", "to_head"].as_slice();
+    let mut add = |name: &str, axes: &[&str], data: Vec<f64>| {
+        let shape = vec![2; axes.len()];
+        let value = Value::array(shape, data, vec![None; axes.len()]);
+        let points = [0, 10, 20].map(|step| (step, value.clone())).to_vec();
+        let axes = axes.iter().map(|&axis| axis.to_owned()).collect();
+        let series = Series { unit: "ratio".to_owned(), axes, points };
+        table.entry(name.to_owned()).or_default().push(MemberSeries {
+            member,
+            partner: None,
+            series,
+        });
     };
-    let series = Series {
-        axes: vec!["layer".to_owned(), "head".to_owned()],
-        points: (0..3).map(|at| (10 * at, score(at))).collect(),
-        ..Series::default()
-    };
-    MemberSeries { member, partner: None, series }
+    for kind in ["k", "q", "v"] {
+        let data = (0..16).map(|cell| 0.1 + 0.01 * f64::from(cell)).collect();
+        add(&format!("composition.{kind}_composition"), pairs, data);
+    }
+    add("composition.baseline", &[], vec![0.1]);
+    add("composition.qk_trace", heads, vec![0.0, 0.0, 1.0, 2.0]);
+    add("induction-heads.previous_token", heads, vec![0.6, 0.1, 0.1, 0.2]);
+    add("induction-heads.prefix_matching", heads, vec![0.0, 0.1, 0.1, 0.9]);
 }
 
 #[test]
@@ -354,13 +368,11 @@ fn joint_experiments_emit_what_they_declare_and_name_who_failed() {
         models.push(Published::new(BTreeMap::new()));
         of_recipe.insert(recipe, (Models(models), members));
     }
-    let mut series = cohort_series(&Models(
+    let series = cohort_series(&Models(
         (0..2)
             .map(|i| Published::new(of_recipe["modular-addition"].0.0[i].files.clone()))
             .collect(),
     ));
-    // Three positions are too few for experiments on heads, so this score is made up.
-    series.insert("some.score".to_owned(), (0..2).map(score_of_heads).collect());
     for experiment in EXPERIMENTS.iter().filter(|e| matches!(e.card().stage, Stage::Joint(_))) {
         let card = experiment.card();
         let recipe = *recipes_of(card).iter().find(|r| of_recipe.contains_key(*r)).unwrap();
@@ -368,7 +380,7 @@ fn joint_experiments_emit_what_they_declare_and_name_who_failed() {
         let mut params = example_params(*experiment);
         match card.name {
             "knockout-delay" => params["metric"] = json!("grokking-progress.test_acc"),
-            "shared-index" => params["metric"] = json!("some.score"),
+            "shared-index" => params["metric"] = json!("induction-heads.prefix_matching"),
             _ => (),
         }
         let mut run = |sink: &mut MemorySink, members: &[Member]| {
