@@ -36,6 +36,7 @@ pub mod pca;
 pub mod per_token_loss;
 pub mod phase_transition;
 pub mod quanta;
+pub mod quanta_clusters;
 pub mod rebasin;
 pub mod rebasin_search;
 pub mod s_curve_evidence;
@@ -81,6 +82,7 @@ pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &per_token_loss::PerTokenLoss,
     &phase_transition::PhaseTransition,
     &quanta::Quanta,
+    &quanta_clusters::QuantaClusters,
     &rebasin::Rebasin,
     &rebasin_search::RebasinSearch,
     &s_curve_evidence::SCurveEvidence,
