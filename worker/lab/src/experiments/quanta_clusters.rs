@@ -53,7 +53,7 @@ pub struct QuantaClusters;
 params! {
     /// Which predictions, and how many groups.
     pub struct Params {
-        /// Rows of token ids; null, without text: what the model's recipe holds out.
+        /// Rows of token ids; without these and text, what the model's recipe holds out.
         tokens: Vec<Vec<i64>> = Vec::new(), min = 0.0;
         /// Rows as texts for the model's tokenizer.
         text: Vec<String> = Vec::new();
