@@ -37,7 +37,9 @@ impl Bpe {
             let best = pairs.into_iter().rev().max_by_key(|(_, count)| *count);
             let Some((pair, _)) = best.filter(|(_, count)| *count > 1) else { break };
             let merged = N_BYTES + merges.len() as i64;
-            words.iter_mut().for_each(|(word, _)| merge(word, pair, merged));
+            for (word, _) in &mut words {
+                merge(word, pair, merged);
+            }
             merges.push(pair);
         }
         Self { merges }
@@ -96,7 +98,7 @@ fn words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = text;
     std::iter::from_fn(move || {
         let &first = rest.first()?;
-        let begins = if first == b' ' { 1 } else { 0 };
+        let begins = usize::from(first == b' ');
         let inside = rest[begins..].iter().take_while(|byte| !byte.is_ascii_whitespace()).count();
         // White space that no word follows stands alone.
         let (word, later) = rest.split_at((begins + inside).max(1));

@@ -222,16 +222,13 @@ impl Asked {
     /// Losses of rows in nats, `[row]` or `[row, pos - 1]`.
     fn of_rows(&self, model: &Transformer, first: i64, count: i64) -> Tensor {
         let tokens = self.tokens.narrow(0, first, count);
-        match &self.labels {
-            Some(labels) => {
-                let logits = model.forward(&tokens, &Run::LAST_POSITION, &mut ()).squeeze_dim(-2);
-                let answer = labels.narrow(0, first, count).unsqueeze(-1);
-                -logits.log_softmax(-1, Kind::Double).gather(-1, &answer, false).squeeze_dim(-1)
-            }
-            None => {
-                let logits = model.forward(&tokens, &Run::FULL, &mut ());
-                next_token_nll(&logits.to_kind(Kind::Double), &tokens)
-            }
+        if let Some(labels) = &self.labels {
+            let logits = model.forward(&tokens, &Run::LAST_POSITION, &mut ()).squeeze_dim(-2);
+            let answer = labels.narrow(0, first, count).unsqueeze(-1);
+            -logits.log_softmax(-1, Kind::Double).gather(-1, &answer, false).squeeze_dim(-1)
+        } else {
+            let logits = model.forward(&tokens, &Run::FULL, &mut ());
+            next_token_nll(&logits.to_kind(Kind::Double), &tokens)
         }
     }
 
