@@ -164,13 +164,23 @@ impl Loaded {
     pub fn subject<'a>(&'a self, model: &'a Transformer, device: Device) -> Subject<'a> {
         Subject {
             device,
-            text: self.tokenizer.as_ref().map(|tokenizer| tokenizer as &dyn TextCodec),
+            text: self.text(),
             files: &self.files,
             stored: Some(self.stored()),
             processing: &self.processing,
             prepend_bos: self.prepend_bos,
             ..Subject::of(&self.checkpoint, model)
         }
+    }
+
+    /// What is left of it when nothing else is wanted.
+    pub fn into_parts(self) -> (Checkpoint, Option<Tokenizer>) {
+        (self.checkpoint, self.tokenizer)
+    }
+
+    /// Its tokenizer, if it has one.
+    pub fn text(&self) -> Option<&dyn TextCodec> {
+        self.tokenizer.as_ref().map(|tokenizer| tokenizer as &dyn TextCodec)
     }
 
     /// How it was read, alone.

@@ -162,6 +162,8 @@ pub enum Axis {
     ToHead,
     /// Principal component.
     Component,
+    /// Group of similar examples, the largest first.
+    Cluster,
     /// Cell of another metric, labelled `axis=label,…` (empty for a scalar).
     Cell,
     /// Quantile, labelled with its level.
@@ -231,6 +233,7 @@ impl Axis {
             Self::ToLayer => "to_layer",
             Self::ToHead => "to_head",
             Self::Component => "component",
+            Self::Cluster => "cluster",
             Self::Cell => "cell",
             Self::Quantile => "quantile",
             Self::Change => "change",

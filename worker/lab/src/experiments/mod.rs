@@ -42,6 +42,7 @@ pub mod per_token_loss;
 pub mod phase_transition;
 pub mod predict_pair;
 pub mod quanta;
+pub mod quanta_clusters;
 pub mod rebasin;
 pub mod rebasin_search;
 pub mod s_curve_evidence;
@@ -93,6 +94,7 @@ pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &phase_transition::PhaseTransition,
     &predict_pair::PredictPair,
     &quanta::Quanta,
+    &quanta_clusters::QuantaClusters,
     &rebasin::Rebasin,
     &rebasin_search::RebasinSearch,
     &s_curve_evidence::SCurveEvidence,

@@ -109,6 +109,10 @@ pub(super) fn example_params(experiment: &dyn AnyExperiment) -> Json {
         if def.name == "tokens" && def.group.is_some() {
             params[def.name] = json!([[1, 2, 3], [4, 5, 6]]);
         }
+        if def.name == "n_clusters" {
+            params["tokens"] = json!([[1, 2, 3], [4, 5, 6], [2, 3, 4]]);
+            (params["n_clusters"], params["max_loss"]) = (2.into(), 100.0.into());
+        }
         if def.name == "wrong" {
             params["tokens"] = json!([[1, 2, 3], [4, 5]]);
             (params["right"], params["wrong"]) = (json!([[1], [2, 3]]), json!([[2, 4], [1]]));

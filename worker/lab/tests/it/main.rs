@@ -17,6 +17,7 @@ mod planted;
 mod probes;
 mod prompts;
 mod properties;
+mod quanta;
 mod recipes;
 mod registry;
 mod s_curve;
