@@ -210,8 +210,6 @@ pub enum Axis {
     Point,
     /// Data that a loss is taken on, labelled (`train`, `test`).
     Split,
-    /// Group of curves of one shape.
-    Cluster,
     /// Number of groups that curves are divided into.
     ClusterCount,
     /// Cell that another one is compared with, labelled as [`Axis::Cell`].
@@ -258,7 +256,6 @@ impl Axis {
             Self::Pair => "pair",
             Self::Point => "point",
             Self::Split => "split",
-            Self::Cluster => "cluster",
             Self::ClusterCount => "cluster_count",
             Self::OtherCell => "other_cell",
             Self::Lag => "lag",
