@@ -209,7 +209,7 @@ macro_rules! kinds {
 kinds! {
     i64 => Int, u64 => Int, f64 => Float, bool => Bool, String => Text, MetricName => Metric,
     Vec<i64> => IntList, Vec<u64> => IntList, Vec<f64> => FloatList, Vec<String> => TextList,
-    Vec<Vec<i64>> => IntLists, Option<bool> => Bool, Option<u64> => Int,
+    Vec<Vec<i64>> => IntLists, Option<bool> => Bool, Option<u64> => Int, Option<f64> => Float,
 }
 
 /// Strictly decodes `value` (an object; `null` means all defaults): unknown names, wrong kinds and

@@ -11,14 +11,17 @@ pub mod cka;
 pub mod composition;
 pub mod copy_score;
 pub mod copying;
+pub mod diff_examples;
 pub mod digit_order;
 pub mod digit_phases;
 pub mod forgetting;
 pub mod frequency_choice;
+pub mod gradient_noise;
 pub mod grok_predict;
 pub mod grokking_phases;
 pub mod grokking_progress;
 pub mod head_detector;
+pub mod hessian;
 pub mod in_context_learning;
 pub mod induction_heads;
 pub mod integrity;
@@ -28,9 +31,16 @@ pub mod ioi_ablation;
 pub mod ioi_attention;
 pub mod ioi_dla;
 pub mod knockout_delay;
+pub mod lambada;
+pub mod llc;
 pub mod logit_lens;
+pub mod max_act_overlap;
+pub mod max_activating;
 pub mod mode_connectivity;
+pub mod multiple_choice;
+pub mod neuron_stats;
 pub mod output_similarity;
+pub mod patch_recovery;
 pub mod path_patching;
 pub mod pca;
 pub mod per_token_loss;
@@ -38,7 +48,10 @@ pub mod phase_transition;
 pub mod quanta;
 pub mod rebasin;
 pub mod rebasin_search;
+pub mod representation;
 pub mod s_curve_evidence;
+pub mod scale_inversion;
+pub mod scale_inversion_excess;
 pub mod seed_variance;
 pub mod shared_index;
 pub mod soft_induction;
@@ -56,14 +69,17 @@ pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &composition::Composition,
     &copy_score::CopyScore,
     &copying::Copying,
+    &diff_examples::DiffExamples,
     &digit_order::DigitOrder,
     &digit_phases::DigitPhases,
     &forgetting::Forgetting,
     &frequency_choice::FrequencyChoice,
+    &gradient_noise::GradientNoise,
     &grok_predict::GrokPredict,
     &grokking_phases::GrokkingPhases,
     &grokking_progress::GrokkingProgress,
     &head_detector::HeadDetector,
+    &hessian::Hessian,
     &in_context_learning::InContextLearning,
     &induction_heads::InductionHeads,
     &integrity::Integrity,
@@ -73,9 +89,16 @@ pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &ioi_attention::IoiAttention,
     &ioi_dla::IoiDla,
     &knockout_delay::KnockoutDelay,
+    &lambada::Lambada,
+    &llc::Llc,
     &logit_lens::LogitLens,
+    &max_act_overlap::MaxActOverlap,
+    &max_activating::MaxActivating,
     &mode_connectivity::ModeConnectivity,
+    &multiple_choice::MultipleChoice,
+    &neuron_stats::NeuronStats,
     &output_similarity::OutputSimilarity,
+    &patch_recovery::PatchRecovery,
     &path_patching::PathPatching,
     &pca::Pca,
     &per_token_loss::PerTokenLoss,
@@ -83,7 +106,10 @@ pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &quanta::Quanta,
     &rebasin::Rebasin,
     &rebasin_search::RebasinSearch,
+    &representation::Representation,
     &s_curve_evidence::SCurveEvidence,
+    &scale_inversion::ScaleInversion,
+    &scale_inversion_excess::ScaleInversionExcess,
     &seed_variance::SeedVariance,
     &shared_index::SharedIndex,
     &soft_induction::SoftInduction,

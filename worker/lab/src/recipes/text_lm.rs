@@ -32,6 +32,9 @@ use crate::{
 /// See the module documentation.
 pub struct TextLm;
 
+/// Name of the recipe, by which texts are encoded for its models.
+pub(crate) const NAME: &str = "text-lm";
+
 params! {
     /// Task, architecture and optimizer.
     pub struct Params {
@@ -99,7 +102,7 @@ impl Params {
 impl Recipe for TextLm {
     type Params = Params;
     const CARD: &'static Card = &Card {
-        name: "text-lm",
+        name: NAME,
         version: 1,
         summary: "Trains a small transformer on the bytes of a text",
         source: "Karpathy 2015, char-rnn; Olsson et al. 2022, arXiv 2209.11895",

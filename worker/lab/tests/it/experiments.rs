@@ -51,6 +51,8 @@ fn trained_by(recipe: &str, steps: u64, every: u64) -> Published {
 pub(super) fn recipes_of(card: &Card) -> Vec<&'static str> {
     let all = ["modular-addition", "modular-addition-mlp", "addition", "finetune", "induction"];
     let fits = |name: &&str| match card.requires.recipes {
+        // The model of `induction` has no MLP.
+        [] if card.requires.mlp => *name == "addition" || *name == "modular-addition",
         // Three positions are too few for most that needs attention.
         [] if card.requires.min_layers > 0 => *name == "induction",
         // A perceptron reads sets of two tokens, the example prompts have three.
@@ -106,6 +108,11 @@ pub(super) fn example_params(experiment: &dyn AnyExperiment) -> Json {
         }
         if def.name == "tokens" && def.group.is_some() {
             params[def.name] = json!([[1, 2, 3], [4, 5, 6]]);
+        }
+        if def.name == "questions" {
+            params[def.name] = json!([
+                r#"{"context": [1, 2], "target": [3], "choices": [[3], [4, 5]], "answer": 1}"#,
+            ]);
         }
         if def.name == "wrong" {
             params["tokens"] = json!([[1, 2, 3], [4, 5]]);
