@@ -23,7 +23,7 @@ enum Data {
 
 /// Next-token loss of some rows.
 struct Rows {
-    rows: Vec<Vec<i64>>,
+    all: Vec<Vec<i64>>,
     batch: usize,
     seed: u64,
 }
@@ -172,20 +172,18 @@ fn data(subject: &Subject<'_>, choice: &Choice<'_>) -> Result<(Data, f64)> {
         Ok(())
     })?;
     let batch = (choice.batch as usize).min(rows.len());
-    Ok((Data::Rows(Rows { rows, batch, seed: choice.seed }), batch as f64))
+    Ok((Data::Rows(Rows { all: rows, batch, seed: choice.seed }), batch as f64))
 }
 
 impl Rows {
     /// Mean loss over the predicted tokens of a minibatch: all rows if it holds them, else rows drawn with replacement.
     fn loss(&self, model: &Transformer, index: u64) -> Tensor {
         let mut rng = random::stream(self.seed, &format!("surface/{index}"));
-        let n = self.rows.len();
+        let n = self.all.len();
         let chosen: Vec<&Vec<i64>> = if self.batch == n {
-            self.rows.iter().collect()
+            self.all.iter().collect()
         } else {
-            (0..self.batch)
-                .map(|_| &self.rows[random::below(&mut rng, n as u64) as usize])
-                .collect()
+            (0..self.batch).map(|_| &self.all[random::below(&mut rng, n as u64) as usize]).collect()
         };
         let length = chosen.iter().map(|row| row.len()).max().unwrap_or(0);
         let mut flat = Vec::with_capacity(chosen.len() * length);

@@ -102,12 +102,9 @@ fn form(before: Option<&str>, text: &str) -> usize {
         2
     } else if !body.chars().any(char::is_alphabetic) {
         3
-    } else if text.starts_with(char::is_whitespace)
-        || !before.is_some_and(|before| before.ends_with(is_word))
-    {
-        0
     } else {
-        1
+        let goes_on = before.is_some_and(|before| before.ends_with(is_word));
+        usize::from(goes_on && !text.starts_with(char::is_whitespace))
     }
 }
 
@@ -170,29 +167,24 @@ impl Ranking {
 
     /// One line of JSON each, best first.
     pub(crate) fn lines(&self) -> Vec<u8> {
-        self.found.iter().map(|(_, line)| format!("{line}\n")).collect::<String>().into_bytes()
+        let lines: Vec<String> = self.found.iter().map(|(_, line)| line.to_string()).collect();
+        (lines.join("\n") + "\n").into_bytes()
     }
 
     /// A readable table of the best `n`.
     pub(crate) fn table(&self, title: &str, n: usize) -> String {
-        let mut text = format!(
-            "## {title}\n\n| difference | first | second | before | token | behind |\n|---:|---:|---:|---:|:-:|:---|\n"
-        );
+        let head = "| difference | first | second | before | token | behind |\n|---:|---:|---:|---:|:-:|:---|";
+        let mut lines = vec![format!("## {title}\n\n{head}")];
         for (_, line) in self.found.iter().take(n) {
             let number = |name: &str| line[name].as_f64().unwrap_or(f64::NAN);
             let cell = |name: &str| shown(line[name].as_str().unwrap_or_default());
-            text.push_str(&format!(
-                "| {:+.2} | {:.2} | {:.2} | {} | **{}** | {} |\n",
-                number("difference"),
-                number("first"),
-                number("second"),
-                cell("before"),
-                cell("token"),
-                cell("behind")
+            let [difference, first, second] = ["difference", "first", "second"].map(number);
+            let [before, token, behind] = ["before", "token", "behind"].map(cell);
+            lines.push(format!(
+                "| {difference:+.2} | {first:.2} | {second:.2} | {before} | **{token}** | {behind} |"
             ));
         }
-        text.push('\n');
-        text
+        lines.join("\n") + "\n\n"
     }
 }
 

@@ -232,11 +232,11 @@ mod tests {
     #[test]
     fn a_normal_crossing_is_what_its_integral_says() {
         let params = Params {
-            n_beta: 1000.0,
-            localization: 1.0,
-            step_size: 2e-3,
-            chains: 8,
-            burn_in: 500,
+            n_beta: 200.0,
+            localization: 4.0,
+            step_size: 4e-4,
+            chains: 12,
+            burn_in: 1500,
             draws: 4000,
             ..Params::default()
         };
@@ -245,22 +245,24 @@ mod tests {
             let slope = [2.0 * x * y * y, 2.0 * x * x * y];
             (x * x * y * y, Tensor::from_slice(&slope))
         });
-        // nβ E[L] under exp(-nβ L - γ |w|² / 2), by the midpoint rule. The learning coefficient is 1/2 with multiplicity 2,
-        // so that the value at finite nβ is below it by about 1 / ln nβ.
-        let n = 2000;
-        let (mut weight, mut sum) = (0.0, 0.0);
-        for i in 0..n {
-            for j in 0..n {
-                let at = |k: i32| (f64::from(k) + 0.5) / f64::from(n) * 5.0;
+        // nβ E[L] under exp(-nβ L - γ |w|² / 2), by the midpoint rule. The learning coefficient is 1/2 with multiplicity 2:
+        // the value at finite nβ is below 1/2, and rises to it like 1 / ln nβ.
+        let integral = |n_beta: f64| {
+            let n = 1500;
+            let at = |k: i32| (f64::from(k) + 0.5) / f64::from(n) * 3.0;
+            let (mut weight, mut sum) = (0.0, 0.0);
+            for (i, j) in (0..n).flat_map(|i| (0..n).map(move |j| (i, j))) {
                 let loss = (at(i) * at(j)).powi(2);
-                let density = (-1000.0 * loss - 0.5 * (at(i).powi(2) + at(j).powi(2))).exp();
+                let density = (-n_beta * loss - 2.0 * (at(i).powi(2) + at(j).powi(2))).exp();
                 weight += density;
                 sum += density * loss;
             }
-        }
-        let expected = 1000.0 * sum / weight;
-        assert!((0.3..0.5).contains(&expected), "{expected}");
-        assert!((found - expected).abs() < 0.1 * expected, "{found}, expected {expected}");
+            n_beta * sum / weight
+        };
+        let expected = integral(200.0);
+        assert!((0.25..0.35).contains(&expected), "{expected}");
+        assert!(integral(20_000.0) > expected + 0.05);
+        assert!((found - expected).abs() < 0.15 * expected, "{found}, expected {expected}");
     }
 
     #[test]

@@ -168,7 +168,8 @@ fn emit(
                 "rank_correlation": overlap.rank_correlation[neuron],
                 "frequency_change": overlap.frequency_change[neuron],
             });
-            lines.push_str(&format!("{line}\n"));
+            lines += &line.to_string();
+            lines.push('\n');
         }
     }
     cx.artifact("changed.jsonl", lines.into_bytes())

@@ -233,29 +233,26 @@ const EXAMPLES: usize = 5;
 const MARGIN: usize = 40;
 
 fn tables(site: &str, layer: usize, pages: impl Iterator<Item = (f64, Json)>) -> String {
-    let mut text = format!("## layer {layer}, `{site}`\n\n");
+    let mut lines = vec![format!("## layer {layer}, `{site}`\n")];
     for (kurtosis, page) in pages {
-        text.push_str(&format!(
-            "### neuron {} (kurtosis {kurtosis:.1}, frequency {:.4})\n\n| activation | before | token | behind |\n|---:|---:|:-:|:---|\n",
-            page["neuron"],
-            page["frequency"].as_f64().unwrap_or(f64::NAN),
+        let frequency = page["frequency"].as_f64().unwrap_or(f64::NAN);
+        let neuron = &page["neuron"];
+        lines.push(format!(
+            "### neuron {neuron} (kurtosis {kurtosis:.1}, frequency {frequency:.4})\n"
         ));
+        lines.push("| activation | before | token | behind |\n|---:|---:|:-:|:---|".to_owned());
         for place in page["top"].as_array().into_iter().flatten().take(EXAMPLES) {
             let cell = |name: &str| shown(place[name].as_str().unwrap_or_default());
-            let before: String = {
-                let all: Vec<char> = cell("before").chars().collect();
-                all[all.len().saturating_sub(MARGIN)..].iter().collect()
-            };
+            let before: Vec<char> = cell("before").chars().collect();
+            let before: String = before[before.len().saturating_sub(MARGIN)..].iter().collect();
             let behind: String = cell("behind").chars().take(MARGIN).collect();
             let activation = place["activation"].as_f64().unwrap_or(f64::NAN);
-            text.push_str(&format!(
-                "| {activation:.3} | {before} | **{}** | {behind} |\n",
-                cell("token")
-            ));
+            let token = cell("token");
+            lines.push(format!("| {activation:.3} | {before} | **{token}** | {behind} |"));
         }
-        text.push('\n');
+        lines.push(String::new());
     }
-    text
+    lines.join("\n") + "\n"
 }
 
 const NEURONS: &[Axis] = &[Axis::Site, Axis::Layer, Axis::Neuron];

@@ -38,6 +38,7 @@ pub mod max_act_overlap;
 pub mod max_activating;
 pub mod mode_connectivity;
 pub mod multiple_choice;
+pub mod neuron_formation;
 pub mod neuron_stats;
 pub mod output_similarity;
 pub mod patch_recovery;
@@ -96,6 +97,7 @@ pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &max_activating::MaxActivating,
     &mode_connectivity::ModeConnectivity,
     &multiple_choice::MultipleChoice,
+    &neuron_formation::NeuronFormation,
     &neuron_stats::NeuronStats,
     &output_similarity::OutputSimilarity,
     &patch_recovery::PatchRecovery,

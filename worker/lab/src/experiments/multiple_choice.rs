@@ -104,7 +104,8 @@ fn measure(questions: &[Question], scorer: &Scorer<'_>, cx: &mut Context<'_>) ->
             "question": index, "log_probs": scores, "answer": question.answer,
             "margin": margins[index], "margin_norm": margins_norm[index],
         });
-        answers.push_str(&format!("{line}\n"));
+        answers += &line.to_string();
+        answers.push('\n');
         cx.progress(index as u64 + 1, questions.len() as u64)?;
     }
     let right = |margins: &[f64]| margins.iter().filter(|margin| **margin > 0.0).count() as f64 / n;

@@ -64,6 +64,9 @@ impl Experiment for NeuronStats {
     }
 }
 
+/// A statistic of every neuron.
+type Read = fn(&Moments) -> Vec<f64>;
+
 fn measure(
     subject: &Subject<'_>,
     sites: &Sites,
@@ -82,7 +85,6 @@ fn measure(
         })?;
         cx.progress(batch.progress.0, batch.progress.1)
     })?;
-    type Read = fn(&Moments) -> Vec<f64>;
     let reads: [(&str, Read); 5] = [
         ("mean", Moments::mean),
         ("std", Moments::std),

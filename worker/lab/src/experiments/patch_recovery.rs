@@ -17,12 +17,14 @@
 //! # Source
 //! Problem 5.18 of the experiment list, D25; Prakash et al. 2024, arXiv 2402.14811 (cross-model activation patching).
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
 use sweep_lens::{Cache, Config, Hook, Hooks, Patch, Site, Tensor, Transformer, Weights};
 
 use crate::{
     card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
-    compare::Couple,
+    compare::{Couple, different},
     documents::{Batch, Documents, document_params},
     error::{Error, Result},
     experiment::{Experiment, Inputs},
@@ -71,6 +73,9 @@ impl Experiment for PatchRecovery {
     fn compare(&self, couple: &Couple<'_>, params: Params, cx: &mut Context<'_>) -> Result<()> {
         couple.check_same_vocabulary()?;
         couple.check_same_shapes()?;
+        if couple.first.model.config() != couple.second.model.config() {
+            return Err(different("their weights have equal shapes, their configurations differ"));
+        }
         let pair = Pair::new(couple, &params)?;
         let config = couple.first.model.config();
         let cells = cells(config, params.positions as usize);
@@ -295,7 +300,7 @@ fn parts(weights: &Weights) -> Vec<(String, Vec<String>)> {
             _ => (0, "embed".to_owned()),
         }
     };
-    let mut found: std::collections::BTreeMap<(i64, String), Vec<String>> = Default::default();
+    let mut found: BTreeMap<(i64, String), Vec<String>> = BTreeMap::new();
     for name in weights.names() {
         found.entry(part(name)).or_default().push(name.to_owned());
     }

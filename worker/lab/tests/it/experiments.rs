@@ -109,6 +109,11 @@ pub(super) fn example_params(experiment: &dyn AnyExperiment) -> Json {
         if def.name == "tokens" && def.group.is_some() {
             params[def.name] = json!([[1, 2, 3], [4, 5, 6]]);
         }
+        // Few steps are enough to see that something comes out.
+        let quick = [("burn_in", 2), ("draws", 6), ("chains", 2), ("iterations", 6), ("probes", 4)];
+        if let Some((_, few)) = quick.iter().find(|(name, _)| *name == def.name) {
+            params[def.name] = json!(few);
+        }
         if def.name == "questions" {
             params[def.name] = json!([
                 r#"{"context": [1, 2], "target": [3], "choices": [[3], [4, 5]], "answer": 1}"#,
