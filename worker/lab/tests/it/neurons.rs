@@ -189,7 +189,7 @@ fn broken_files_are_refused_with_the_line() {
         ("broken.jsonl", line(b"{\"text\": "), "line 3"),
         ("other.jsonl", line(b"{\"words\": 3}"), "line 3 of"),
         ("large.jsonl", line(b"{\"tokens\": [1, 999]}"), "token 999, the vocabulary is 0 to 100"),
-        ("short.jsonl", b"{\"tokens\": [1]}".to_vec(), "two or more tokens"),
+        ("short.jsonl", b"{\"tokens\": []}".to_vec(), "two or more tokens"),
     ] {
         let file = write(name, &bytes);
         for experiment in ["neuron-stats", "max-activating", "representation", "hessian"] {
