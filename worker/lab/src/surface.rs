@@ -1,10 +1,12 @@
 //! The loss of a model as a function of its parameters: what samplers and curvature walk on.
 //!
 //! Main type: [`Surface`], a flat vector of parameters in f64 and a loss of minibatches, with gradients and
-//! Hessian-vector products by double backward. The data are those of the recipe that trained the model (minibatch `i` is that
+//! Hessian-vector products by double backward (for transformers on their recipe's own data by central differences of gradients). The data are those of the recipe that trained the model (minibatch `i` is that
 //! of update `i`), or rows that the user gives. Invariant: minibatch `i` is the same whenever it is asked for.
 
-use sweep_lens::{Config, Kind, Run, Tensor, Transformer, Weights};
+use sweep_lens::{
+    Architecture, Config, Hook, Hooks, Kind, Run, Site, Tensor, Transformer, Weights,
+};
 
 use crate::{
     documents::{Documents, Wanted},
@@ -123,25 +125,59 @@ impl Surface {
         })
     }
 
-    /// Second derivatives of the mean loss of minibatches `0..n_batches` at the start, times each of some vectors.
+    /// Second derivatives of the mean loss of minibatches `0..n_batches` at the start, times a vector.
     pub(crate) fn hessian_times(&self, vector: &Tensor, n_batches: u64) -> Result<Tensor> {
         let mut sum = self.start.zeros_like();
         for index in 0..n_batches {
-            let product = tch::with_grad(|| {
-                let theta = self.start.detach().copy().set_requires_grad(true);
-                let loss = self.tensor(&theta, index)?;
-                let gradient = Tensor::run_backward(&[loss], &[&theta], true, true).remove(0);
-                let along = (gradient * vector).sum(Kind::Double);
-                if !along.requires_grad() {
-                    // A loss that is linear in everything has no curvature.
-                    return Ok::<_, Error>(theta.detach().zeros_like());
+            sum += match &self.data {
+                // Attention in one kernel has no second derivatives, and recipes run their own passes.
+                Data::Recipe(_) if self.config.architecture == Architecture::Transformer => {
+                    self.by_differences(vector, index)?
                 }
-                let product = Tensor::run_backward(&[along], &[&theta], false, false).remove(0);
-                Ok(if product.defined() { product.detach() } else { theta.detach().zeros_like() })
-            })?;
-            sum += product;
+                Data::Recipe(_) | Data::Rows(_) => self.by_double_backward(vector, index)?,
+            };
         }
         Ok(sum / n_batches as f64)
+    }
+
+    fn by_double_backward(&self, vector: &Tensor, index: u64) -> Result<Tensor> {
+        tch::with_grad(|| {
+            let theta = self.start.detach().copy().set_requires_grad(true);
+            let loss = self.tensor(&theta, index)?;
+            let gradient = Tensor::run_backward(&[loss], &[&theta], true, true).remove(0);
+            let along = (gradient * vector).sum(Kind::Double);
+            if !along.requires_grad() {
+                // A loss that is linear in everything has no curvature.
+                return Ok(theta.detach().zeros_like());
+            }
+            let product = Tensor::run_backward(&[along], &[&theta], false, false).remove(0);
+            Ok(if product.defined() { product.detach() } else { theta.detach().zeros_like() })
+        })
+    }
+
+    /// Central difference of gradients over a distance of 1e-5 of the parameters' norm: in f64 right to about nine digits.
+    fn by_differences(&self, vector: &Tensor, index: u64) -> Result<Tensor> {
+        let norm = |x: &Tensor| x.square().sum(Kind::Double).double_value(&[]).sqrt();
+        let length = norm(vector);
+        if length == 0.0 {
+            return Ok(vector.zeros_like());
+        }
+        let step = 1e-5 * norm(&self.start).max(1.0) / length;
+        let at = |sign: f64| self.gradient(&(&self.start + vector * (sign * step)), index);
+        Ok((at(1.0)?.1 - at(-1.0)?.1) / (2.0 * step))
+    }
+}
+
+/// Lets attention be computed step by step, which has second derivatives.
+struct InSteps;
+
+impl Hooks for InSteps {
+    fn wants(&self, hook: Hook) -> bool {
+        hook.site() == Some(Site::Pattern)
+    }
+
+    fn visit(&mut self, _hook: Hook, activation: Tensor) -> Tensor {
+        activation
     }
 }
 
@@ -199,7 +235,7 @@ impl Rows {
         let tokens = Tensor::from_slice(&flat).view([n_rows, length as i64]).to_device(device);
         let inside =
             Tensor::from_slice(&inside).view([n_rows, length as i64 - 1]).to_device(device);
-        let logits = model.forward(&tokens, &Run::FULL, &mut ());
+        let logits = model.forward(&tokens, &Run::FULL, &mut InSteps);
         let losses = crate::sequence::next_token_nll(&logits, &tokens);
         (losses * &inside).sum(Kind::Double) / inside.sum(Kind::Double)
     }
@@ -233,3 +269,43 @@ macro_rules! surface_params {
     };
 }
 pub(crate) use surface_params;
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use sweep_lens::{Device, checkpoint::Checkpoint, init};
+
+    use super::*;
+
+    #[test]
+    fn both_ways_to_second_derivatives_agree() {
+        let mut config = Config::toy(2, 8, 2, 11, 6);
+        config.act_fn = sweep_lens::ActFn::Gelu;
+        let parameters = config.parameters().into_iter().filter(|parameter| !parameter.optional);
+        let weights: Weights = parameters
+            .map(|p| (p.name.clone(), init::normal(1, &p.name, &p.shape, 0.5, Device::Cpu)))
+            .collect();
+        let weights_hash = String::new();
+        let checkpoint = Checkpoint { config, weights, step: 0, extra: json!(null), weights_hash };
+        let model = Transformer::new(checkpoint.config.clone(), checkpoint.weights.shallow_clone())
+            .unwrap();
+        let tokens = [vec![1, 2, 3, 4, 5], vec![6, 7, 8]];
+        let wanted =
+            Wanted { tokens: &tokens, text: &[], file: "", row_len: None, prepend_bos: None };
+        let choice = Choice { wanted, tensors: &[], batch: 4, max_rows: 9, seed: 0 };
+        let surface = Surface::new(&Subject::of(&checkpoint, &model), &choice).unwrap();
+        let vector = init::normal(2, "v", &surface.start.size(), 1.0, Device::Cpu);
+        let vector = vector.to_kind(Kind::Double);
+        let exact = surface.by_double_backward(&vector, 0).unwrap();
+        let near = surface.by_differences(&vector, 0).unwrap();
+        let largest = |x: &Tensor| x.abs().max().double_value(&[]);
+        assert!(largest(&exact) > 1e-3);
+        assert!(largest(&(&exact - near)) < 1e-6 * largest(&exact));
+        // A gradient is what the loss changes by.
+        let (loss, slope) = surface.gradient(&surface.start, 0).unwrap();
+        assert_eq!(loss, surface.loss(&surface.start, 0).unwrap());
+        let moved = surface.loss(&(&surface.start + &vector * 1e-6), 0).unwrap();
+        let expected = (slope * &vector).sum(Kind::Double).double_value(&[]);
+        assert!(((moved - loss) / 1e-6 - expected).abs() < 1e-3 * expected.abs().max(1.0));
+    }
+}

@@ -1,7 +1,8 @@
 //! Curvature of the loss at a checkpoint: largest eigenvalues of the Hessian and its trace.
 //!
 //! # What it measures
-//! Second derivatives of the mean training loss of `n_batches` minibatches, in f64, by double backward: `eigenvalues`
+//! Second derivatives of the mean training loss of `n_batches` minibatches, in f64, by double backward (for a transformer on the data of its
+//! own recipe, whose attention runs in one kernel, by central differences of gradients): `eigenvalues`
 //! `[component]`, the `k` largest, and `smallest`, by Lanczos' method with full reorthogonalisation from a random vector;
 //! `residual` `[component]`, norm of `H v - λ v` for each, which bounds its error. `trace`, Hutchinson's mean of `vᵀ H v`
 //! over random signs, `trace_error` its standard error; `trace_per_parameter`. `tensors` restricts the parameters.

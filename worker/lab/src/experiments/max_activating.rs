@@ -277,7 +277,7 @@ const METRICS: &[MetricDef] = &[
 const FIGURES: &[Figure] = &[Figure {
     name: "token-entropy",
     title: "Entropy of tokens at top places",
-    kind: FigureKind::Lines,
+    kind: FigureKind::HeatMap,
     metrics: &["token_entropy"],
     log_x: true,
     log_y: false,

@@ -426,7 +426,7 @@ const FIGURES: &[Figure] = &[
     Figure {
         name: "jaccard",
         title: "Overlap of top places with the last checkpoint",
-        kind: FigureKind::Lines,
+        kind: FigureKind::HeatMap,
         metrics: &["jaccard"],
         log_x: true,
         log_y: false,
@@ -434,7 +434,7 @@ const FIGURES: &[Figure] = &[
     Figure {
         name: "weights",
         title: "Cosine of input weights to the last checkpoint",
-        kind: FigureKind::Lines,
+        kind: FigureKind::HeatMap,
         metrics: &["w_in"],
         log_x: true,
         log_y: false,
