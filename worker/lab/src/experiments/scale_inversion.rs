@@ -8,8 +8,8 @@
 //! is the noise of the seed, each is the mean of both directions. `wins.jsonl` and `wins.md` hold the `k` largest wins with contexts. The text streams.
 //!
 //! # Interpretation
-//! A large model loses on many tokens by chance. Compare a small with a large model and two seeds of each size
-//! (`compare: {models: all}` style selections); `scale-inversion-excess` subtracts the noise.
+//! A large model loses on many tokens by chance. Compare small with large models and two seeds of each size in one
+//! sweep (`pairs: models`); `scale-inversion-excess` subtracts the noise.
 //!
 //! # Source
 //! McKenzie et al. 2023, arXiv 2306.09479 (inverse scaling); Michaud et al. 2023, arXiv 2303.13506 (per-token scaling); problem 5.36.
