@@ -82,3 +82,18 @@ async fn the_coordinator_checks_for_itself() {
     let status = cluster.sweeps().submit(request).await.unwrap_err();
     assert_eq!(status.code(), tonic::Code::InvalidArgument);
 }
+
+/// A worker whose device cannot be used says so and takes no work.
+#[tokio::test]
+async fn a_worker_without_its_device_leaves_at_once() {
+    let cluster = Cluster::start(&[]).await.unwrap();
+    for (device, reason) in [("cuda:97", "cuda"), ("gpu", "expected cpu, cuda or cuda:N")] {
+        let mut worker = std::process::Command::new(sweep_tests::binary("sweep-worker"));
+        worker.args(["run", "--coordinator", &cluster.url, "--device", device, "--cache"]);
+        worker.arg(cluster.folder.path().join("cache"));
+        let output = tokio::task::spawn_blocking(move || worker.output()).await.unwrap().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && text.contains(reason), "{device}: {text}");
+        assert!(!text.contains("registered"), "{text}");
+    }
+}

@@ -154,6 +154,9 @@ async fn refusing_cutting_and_slow_it_only_takes_longer() {
     let status = cluster.until_ended(&sweep).await.unwrap();
     assert_eq!(status.state(), SweepState::Done, "{status:#?}\n{}", cluster.logs());
     assert!(stored(&cluster, &sweep, bucket.path()).await >= 20);
+    for (label, task) in cluster.tasks(&sweep).await.unwrap() {
+        assert!(task.failures.is_empty(), "{label} was given up: {:?}", task.failures);
+    }
 
     let mut get = std::process::Command::new(sweep_tests::binary("sweep"));
     get.current_dir(cluster.folder.path()).envs(environment);

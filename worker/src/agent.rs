@@ -52,6 +52,8 @@ const CODE: &str = env!("CARGO_PKG_VERSION");
 /// When the device, cache, coordinator or artifact store cannot be used at all.
 pub async fn run(config: RunConfig, settings: BTreeMap<String, String>) -> anyhow::Result<()> {
     let device = sweep_lens::device::parse(&config.device)?;
+    // Also what makes CUDA work at all: nothing else loads libtorch's part for it.
+    sweep_lens::device::check(device)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as u32;
     let (slots, threads) = config.lanes(cores, device != sweep_lens::Device::Cpu);
     let orphaned = if config.exit_when_orphaned { orphaned() } else { CancellationToken::new() };

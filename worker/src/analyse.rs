@@ -130,5 +130,11 @@ fn reference(
     wanted: Option<&pb::Checkpoint>,
     device: Device,
 ) -> Result<Option<Loaded>, pb::Failure> {
-    wanted.map(|wanted| Loaded::new(outlet, wanted, device)).transpose()
+    let Some(wanted) = wanted else { return Ok(None) };
+    // The checkpoint that is analysed may be in order: the message has to say whose fault it is.
+    let named = |failure: pb::Failure| pb::Failure {
+        message: format!("step {}, to compare with: {}", wanted.step, failure.message),
+        ..failure
+    };
+    Loaded::new(outlet, wanted, device).map(Some).map_err(named)
 }

@@ -146,6 +146,10 @@ fn options(mut options: pb::ImportOptions, location: &str) -> pb::ImportOptions 
         _ => None,
     };
     if let Some(model) = known {
+        // The layout of some files shows neither in their configuration nor in their shapes.
+        if options.family.is_empty() {
+            model.family.clone_into(&mut options.family);
+        }
         options.prepend_bos = options.prepend_bos.or(Some(model.prepend_bos));
         if options.tokenizer.is_empty()
             && let Some(repo) = model.tokenizer
@@ -154,4 +158,41 @@ fn options(mut options: pb::ImportOptions, location: &str) -> pb::ImportOptions 
         }
     }
     options
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known(location: &str) -> pb::ImportOptions {
+        options(pb::ImportOptions::default(), location)
+    }
+
+    #[test]
+    fn the_catalogue_says_what_a_sweep_file_leaves_open() {
+        // Its positional embedding is square and its norms have no weights: nothing in the files shows that
+        // it is stored transposed.
+        let old = known("hub:NeelNanda/SoLU_8L_v21_old@main/checkpoints/SoLU_8L_v21_000500.pth");
+        assert_eq!((old.family.as_str(), old.prepend_bos), ("neel-solu-old", Some(true)));
+        assert_eq!(old.tokenizer, "hub:EleutherAI/gpt-neox-20b@main");
+        let seed = known("hub:EleutherAI/pythia-410m-seed3@step1000");
+        assert_eq!((seed.family.as_str(), seed.prepend_bos), ("gpt_neox", Some(false)));
+        assert_eq!(seed.tokenizer, "hub:EleutherAI/pythia-70m@main");
+        assert_eq!(known("hub:somebody/else@main"), pb::ImportOptions::default());
+        assert_eq!(known("file:///data/step1"), pb::ImportOptions::default());
+        let own = pb::ImportOptions {
+            family: "native".to_owned(),
+            prepend_bos: Some(true),
+            tokenizer: "hub:gpt2@main".to_owned(),
+            ..pb::ImportOptions::default()
+        };
+        assert_eq!(options(own.clone(), "hub:EleutherAI/pythia-70m@step1"), own);
+    }
+
+    #[test]
+    fn every_family_of_the_catalogue_has_a_converter() {
+        for model in published::models() {
+            assert!(sweep_lens::families::named(model.family).is_ok(), "{}", model.name);
+        }
+    }
 }

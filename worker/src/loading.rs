@@ -86,6 +86,8 @@ impl Loaded {
     fn own(outlet: &Outlet, wanted: &pb::Checkpoint, device: Device) -> Result<Self, pb::Failure> {
         let missing = || StoreError::Missing { key: format!("checkpoint of step {}", wanted.step) };
         let blob = wanted.file.as_ref().ok_or_else(|| of_store(&missing()))?;
+        // The file is read whole, and the weights are made from it.
+        check_memory(outlet, &blob.key, (blob.size, blob.size), device)?;
         let bytes = outlet.runtime.block_on(own_bytes(outlet, blob))?;
         let checkpoint = sweep_lens::checkpoint::decode(&blob.key, &bytes);
         let mut checkpoint = checkpoint.map_err(|error| of_lab(&error.into()))?;
@@ -118,7 +120,10 @@ impl Loaded {
         let fetched = outlet.runtime.block_on(fetch(outlet, &imported.location))?;
         let tensors = TensorFiles::open(&fetched.files).map_err(lens)?;
         let kind = kind_of(&options.dtype)?;
-        check_memory(outlet, &imported.location, &tensors, kind, device)?;
+        let n_bytes = bytes_as(&tensors, kind);
+        // Processed weights stand beside those that they are made from.
+        let beside = if matches!(options.processing.as_str(), "" | "raw") { 0 } else { n_bytes };
+        check_memory(outlet, &imported.location, (n_bytes, beside), device)?;
         let Contents { config, weights, extra } =
             read(&fetched, &tensors, &options.family, kind, device)?;
         let processing = Processing::parse(&options.processing, &config).map_err(lens)?;
@@ -159,13 +164,23 @@ impl Loaded {
     pub fn subject<'a>(&'a self, model: &'a Transformer, device: Device) -> Subject<'a> {
         Subject {
             device,
-            text: self.tokenizer.as_ref().map(|tokenizer| tokenizer as &dyn TextCodec),
+            text: self.text(),
             files: &self.files,
             stored: Some(self.stored()),
             processing: &self.processing,
             prepend_bos: self.prepend_bos,
             ..Subject::of(&self.checkpoint, model)
         }
+    }
+
+    /// What is left of it when nothing else is wanted.
+    pub fn into_parts(self) -> (Checkpoint, Option<Tokenizer>) {
+        (self.checkpoint, self.tokenizer)
+    }
+
+    /// Its tokenizer, if it has one.
+    pub fn text(&self) -> Option<&dyn TextCodec> {
+        self.tokenizer.as_ref().map(|tokenizer| tokenizer as &dyn TextCodec)
     }
 
     /// How it was read, alone.
@@ -319,24 +334,30 @@ fn identities(fetched: &Fetched) -> Vec<FileIdentity> {
     fetched.hashes.iter().map(identity).collect()
 }
 
-/// Refuses what cannot fit before the first allocation.
+/// Bytes of all tensors in this element type.
+fn bytes_as(tensors: &TensorFiles, kind: Kind) -> u64 {
+    let names = TensorSource::names(tensors);
+    let sizes = names.iter().filter_map(|name| tensors.info(name)).map(|info| {
+        info.shape.iter().fold(1u64, |size, &axis| size.saturating_mul(axis.unsigned_abs()))
+    });
+    sizes.fold(0u64, u64::saturating_add).saturating_mul(kind.elt_size_in_bytes() as u64)
+}
+
+/// Refuses what cannot fit before the first allocation: weights of `weights` bytes, and `beside` bytes that
+/// loading takes besides them for a while. A limit that was set is about the weights alone.
 fn check_memory(
     outlet: &Outlet,
-    location: &str,
-    tensors: &TensorFiles,
-    kind: Kind,
+    what: &str,
+    (weights, beside): (u64, u64),
     device: Device,
 ) -> Result<(), pb::Failure> {
     if device != Device::Cpu {
         return Ok(());
     }
-    let names = TensorSource::names(tensors);
-    let sizes = names.iter().filter_map(|name| tensors.info(name)).map(|info| {
-        info.shape.iter().fold(1u64, |size, &axis| size.saturating_mul(axis.unsigned_abs()))
-    });
-    let values = sizes.fold(0u64, u64::saturating_add);
-    let needed = values.saturating_mul(kind.elt_size_in_bytes() as u64);
-    let available = outlet.memory_bytes.or_else(memory::available).unwrap_or(u64::MAX);
+    let (needed, available) = match outlet.memory_bytes {
+        Some(limit) => (weights, limit),
+        None => (weights.saturating_add(beside), memory::available().unwrap_or(u64::MAX)),
+    };
     if needed <= available {
         return Ok(());
     }
@@ -344,9 +365,8 @@ fn check_memory(
     Err(failure(
         FailureClass::OutOfMemory,
         format!(
-            "the weights of {location} take {:.2} GiB in {}, {:.2} GiB of memory are free",
+            "loading {what} takes {:.2} GiB, {:.2} GiB of memory are free",
             gib(needed),
-            name_of(kind),
             gib(available)
         ),
     ))

@@ -14,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use sweep_lab::{AnyRecipe, CheckpointPlan, SeedOutcome, Signal, TrainSink, Value};
+use sweep_lab::{AnyRecipe, Base, CheckpointPlan, SeedOutcome, Signal, TrainSink, Value};
 use sweep_lens::Device;
 use sweep_proto::{
     id::{FailureClass, failure},
@@ -97,7 +97,11 @@ fn train(
     }
     let seeds: Vec<u64> = work.seeds.iter().map(|seed| seed.seed).collect();
     let base = base(outlet, recipe, &params, device)?;
-    let base = base.as_ref().map(|loaded| &loaded.checkpoint.weights);
+    let base = base.as_ref().map(|loaded| Base {
+        config: &loaded.checkpoint.config,
+        weights: &loaded.checkpoint.weights,
+        text: loaded.text(),
+    });
     let problem = Mutex::new(None);
     let outcome = thread::scope(|scope| {
         let (uploads, waiting) = sync_channel::<Upload>(UPLOADS_WAITING);

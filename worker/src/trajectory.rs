@@ -8,9 +8,9 @@ use std::{
 
 use sweep_lab::{
     AnyExperiment, Checkpoints, Cohort, CohortCheckpoints, CohortSeries, Inputs, Member,
-    MemberSeries, Series, SeriesTable, TrajectoryInput, Value,
+    MemberSeries, Series, SeriesTable, TextCodec, TrajectoryInput, Value,
 };
-use sweep_lens::{Device, checkpoint::Checkpoint};
+use sweep_lens::{Device, checkpoint::Checkpoint, tokenizer::Tokenizer};
 use sweep_proto::{
     id::{FailureClass, failure},
     pb::{self, record::Body},
@@ -181,6 +181,8 @@ struct Stored<'a> {
     steps: Vec<u64>,
     device: Device,
     readings: Readings,
+    /// Of the checkpoint loaded last.
+    tokenizer: Option<Tokenizer>,
 }
 
 impl<'a> Stored<'a> {
@@ -191,7 +193,7 @@ impl<'a> Stored<'a> {
         readings: Readings,
     ) -> Self {
         let steps = wanted.iter().map(|checkpoint| checkpoint.step).collect();
-        Self { outlet, wanted, steps, device, readings }
+        Self { outlet, wanted, steps, device, readings, tokenizer: None }
     }
 }
 
@@ -221,7 +223,13 @@ impl Checkpoints for Stored<'_> {
         let loaded = Loaded::new(self.outlet, wanted, self.device)
             .map_err(|failure| sweep_lab::Error::Input(failure.message))?;
         loaded.add_reading(&self.readings);
-        Ok(loaded.checkpoint)
+        let (checkpoint, tokenizer) = loaded.into_parts();
+        self.tokenizer = tokenizer;
+        Ok(checkpoint)
+    }
+
+    fn text(&self) -> Option<&dyn TextCodec> {
+        self.tokenizer.as_ref().map(|tokenizer| tokenizer as &dyn TextCodec)
     }
 }
 

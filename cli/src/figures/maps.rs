@@ -286,37 +286,83 @@ fn axis_edges(axis: &sweep_proto::pb::Axis) -> (Vec<f64>, Scale) {
     (edges, Scale::Names { names: labels, reversed: true })
 }
 
+/// A way through the plane of two components: of a curve, or of one member of it.
+struct Walk<'a> {
+    curve: &'a Curve,
+    /// Where its first component is in a value.
+    at: usize,
+    member: Option<String>,
+}
+
+/// One walk per curve; one per member where the components are those of several models.
+fn walks(curve: &Curve) -> Vec<Walk<'_>> {
+    match curve.series.axes.as_slice() {
+        [members, components] if components.size >= 2 => (0..members.size as usize)
+            .map(|index| Walk {
+                curve,
+                at: index * components.size as usize,
+                member: Some(label(members, index)),
+            })
+            .collect(),
+        _ if curve.block >= 2 => vec![Walk { curve, at: 0, member: None }],
+        _ => Vec::new(),
+    }
+}
+
 pub(super) fn paths(spec: &FigureSpec, curves: &[&Curve], names: &Names) -> Option<Figure> {
-    let drawable: Vec<&Curve> =
-        curves.iter().copied().filter(|curve| curve.block >= 2).take(PANELS_MAX).collect();
-    let steps = || drawable.iter().flat_map(|curve| curve.series.steps.iter().map(|s| *s as f64));
+    let drawable: Vec<Walk<'_>> =
+        curves.iter().flat_map(|curve| walks(curve)).take(PANELS_MAX).collect();
+    let members: Vec<&str> = drawable.iter().filter_map(|walk| walk.member.as_deref()).collect();
+    let prefix = super::common_prefix(&members);
+    let steps = || drawable.iter().flat_map(|walk| steps_of(walk.curve));
     let columns = drawable.len().min(if drawable.len() == 4 { 2 } else { 3 });
     let size = match columns {
         1 => (340.0, 300.0),
         2 => (270.0, 240.0),
         _ => (220.0, 200.0),
     };
-    let panel = |curve: &&Curve| {
-        let points: Vec<(f64, f64)> = (0..curve.series.steps.len())
-            .map(|index| (curve.values_at(index)[0], curve.values_at(index)[1]))
-            .collect();
-        let name = |number: usize| match curve.series.axes.first() {
-            Some(axis) if axis.name == "component" => {
-                with_unit(&format!("PC {}", number + 1), &curve.series.unit)
-            }
-            Some(axis) => with_unit(
-                &format!("{} {}", capitalised(&words(&axis.name)), label(axis, number)),
-                &curve.series.unit,
-            ),
-            None => String::new(),
+    // A member that has no checkpoint at a step has no point there.
+    let points = |walk: &Walk<'_>| -> Vec<(f64, (f64, f64))> {
+        let steps = steps_of(walk.curve).into_iter().enumerate();
+        let point = |index: usize| {
+            let values = walk.curve.values_at(index);
+            (values[walk.at], values[walk.at + 1])
         };
-        Panel {
-            title: if drawable.len() > 1 { names.panel(curve) } else { String::new() },
-            x: Axis { label: name(0), scale: Scale::linear(points.iter().map(|p| p.0), 0.07) },
-            y: Axis { label: name(1), scale: Scale::linear(points.iter().map(|p| p.1), 0.07) },
-            content: Content::Paths(vec![Path { points, along: steps_of(curve) }]),
-            size,
-        }
+        steps
+            .map(|(index, step)| (step, point(index)))
+            .filter(|(_, (x, y))| walk.member.is_none() || x.is_finite() && y.is_finite())
+            .collect()
+    };
+    // Members of one curve share their plane, so they share its axes.
+    let shared: Vec<(f64, f64)> = drawable
+        .iter()
+        .filter(|walk| walk.member.is_some())
+        .flat_map(&points)
+        .map(|p| p.1)
+        .collect();
+    let panel = |walk: &Walk<'_>| {
+        let (along, points): (Vec<f64>, Vec<(f64, f64)>) = points(walk).into_iter().unzip();
+        let inside = if walk.member.is_some() { &shared } else { &points };
+        let axis = |number: usize, read: fn(&(f64, f64)) -> f64| {
+            let name = match walk.curve.series.axes.last() {
+                Some(axis) if axis.name == "component" => {
+                    with_unit(&format!("PC {}", number + 1), &walk.curve.series.unit)
+                }
+                Some(axis) => with_unit(
+                    &format!("{} {}", capitalised(&words(&axis.name)), label(axis, number)),
+                    &walk.curve.series.unit,
+                ),
+                None => String::new(),
+            };
+            Axis { label: name, scale: Scale::linear(inside.iter().map(read), 0.07) }
+        };
+        let title = match &walk.member {
+            _ if drawable.len() == 1 => String::new(),
+            Some(member) => Names::short_of(member.get(prefix..).unwrap_or(member)),
+            None => names.panel(walk.curve),
+        };
+        let (x, y) = (axis(0, |point| point.0), axis(1, |point| point.1));
+        Panel { title, x, y, content: Content::Paths(vec![Path { points, along }]), size }
     };
     let panels: Vec<Panel> = drawable.iter().map(panel).collect();
     if panels.is_empty() {

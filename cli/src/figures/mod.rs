@@ -251,7 +251,11 @@ impl Names {
     }
 
     fn short(&self, name: &str) -> String {
-        let short = name.get(self.prefix..).unwrap_or(name);
+        Self::short_of(name.get(self.prefix..).unwrap_or(name))
+    }
+
+    /// A name without what it shares with others, as words.
+    fn short_of(short: &str) -> String {
         match short.strip_prefix("seed") {
             Some(seed) if !seed.is_empty() && seed.bytes().all(|b| b.is_ascii_digit()) => {
                 format!("seed {seed}")

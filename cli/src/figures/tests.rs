@@ -251,6 +251,33 @@ fn principal_components_are_a_path() {
 }
 
 #[test]
+fn members_of_a_joint_analysis_walk_through_one_plane() {
+    let values = steps()
+        .iter()
+        .flat_map(|step| {
+            let t = *step as f64 / 4000.0;
+            // The second one has no checkpoint at step 0.
+            let other = if *step == 0 { f64::NAN } else { 3.0 * t };
+            [8.0 * t, t, 0.1, other, other, 0.1]
+        })
+        .collect();
+    let names = ["lm-n_layers=1-seed0", "lm-n_layers=1-seed1"].map(str::to_owned);
+    let axes = vec![axis("member", 2, &names), axis("component", 3, &[])];
+    let curves = [curve("loss-pca.pc", "nats", 0, axes, values)];
+    let spec = spec(FigureKind::Scatter, &["loss-pca.pc"], true, false);
+    let figure = draw(&spec, &curves, "").unwrap();
+    let titles: Vec<&str> = figure.panels.iter().map(|panel| panel.title.as_str()).collect();
+    assert_eq!(titles, ["seed 0", "seed 1"]);
+    assert_eq!(figure.panels[0].x, figure.panels[1].x, "one plane, equal axes");
+    let n_points = |panel: &crate::chart::Panel| {
+        let crate::chart::Content::Paths(paths) = &panel.content else { panic!() };
+        paths[0].points.len()
+    };
+    assert_eq!(n_points(&figure.panels[0]), steps().len());
+    assert_eq!(n_points(&figure.panels[1]), steps().len() - 1);
+}
+
+#[test]
 fn figures_without_values_are_not_drawn() {
     assert_eq!(draw(&spec(FigureKind::Lines, &["a.b"], false, false), &grokking(1), ""), None);
     let empty = curve("a.b", "nats", 0, vec![], vec![]);

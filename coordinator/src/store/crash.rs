@@ -1,6 +1,6 @@
 //! Crash test: a child process commits in a loop and is killed; every acknowledged commit must be
 //! there, whole. (A kill loses what is in the process, not what the kernel holds: power loss is
-//! covered by the recipe in [`sled`](super::sled), not by this test.)
+//! what [`power`](super::power) is about.)
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -32,7 +32,7 @@ fn child_that_commits_until_it_is_killed() {
 }
 
 /// The number of the last commit; asserts that it is there as a whole, with all before it.
-fn last(kv: &SledKv) -> u64 {
+pub(super) fn last(kv: &SledKv) -> u64 {
     let mut values = Vec::new();
     kv.scan(b"k", b"", &mut |_, value| {
         values.push(String::from_utf8(value.to_vec()).unwrap());
@@ -53,34 +53,36 @@ fn last(kv: &SledKv) -> u64 {
     last
 }
 
+/// Lets a child go on with the store at `path` until it has acknowledged `until`, kills it, and returns the last
+/// acknowledged number.
+pub(super) fn kill_after(path: &Path, until: u64, variables: &[(&str, &Path)]) -> u64 {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["store::crash::child_that_commits_until_it_is_killed", "--exact", "--nocapture"])
+        .env(FOLDER, path)
+        .envs(variables.iter().copied())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut lines = lines.map_while(Result::ok).filter_map(|line| {
+        // The harness writes on the same line as the first acknowledgement.
+        line.split("acknowledged ").nth(1).and_then(|number| number.parse::<u64>().ok())
+    });
+    let mut acknowledged = lines.by_ref().find(|number| *number >= until).unwrap();
+    child.kill().unwrap();
+    // What it still said before it died counts too.
+    acknowledged = lines.last().unwrap_or(acknowledged);
+    child.wait().unwrap();
+    acknowledged
+}
+
 #[test]
 fn what_was_acknowledged_survives_kill_9() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store");
     let mut acknowledged = 0;
     for round in 0..6u64 {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["store::crash::child_that_commits_until_it_is_killed", "--exact", "--nocapture"])
-            .env(FOLDER, &path)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let until = acknowledged + 5 + round * 7;
-        let mut lines = lines.map_while(Result::ok).filter_map(|line| {
-            // The harness writes on the same line as the first acknowledgement.
-            line.split("acknowledged ").nth(1).and_then(|number| number.parse::<u64>().ok())
-        });
-        for number in lines.by_ref() {
-            acknowledged = number;
-            if number >= until {
-                break;
-            }
-        }
-        child.kill().unwrap();
-        // What it still said before it died counts too.
-        acknowledged = lines.last().unwrap_or(acknowledged);
-        child.wait().unwrap();
+        acknowledged = kill_after(&path, acknowledged + 5 + round * 7, &[]);
         let there = last(&SledKv::open(&path).unwrap());
         assert!(there >= acknowledged, "{acknowledged} was acknowledged, {there} is there");
     }

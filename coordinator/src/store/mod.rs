@@ -29,6 +29,8 @@ pub mod sled;
 #[cfg(test)]
 mod crash;
 #[cfg(test)]
+mod power;
+#[cfg(test)]
 mod suite;
 
 use std::{collections::BTreeSet, path::Path, sync::Arc};

@@ -267,16 +267,18 @@ impl Checker<'_> {
             }
         }
         self.groups(at, owner, known, given);
-        for param in known.iter().filter(|param| param.kind == "metric") {
-            let default = expand::default_of(param);
-            let missing = default.as_str().is_none_or(str::is_empty);
+        for param in known.iter().filter(|param| names_metrics(param)) {
+            let missing = is_empty(&expand::default_of(param));
             if missing && !given.contains_key(&param.name) {
                 let mut path = at.to_vec();
                 path.pop_if(|last| matches!(last, Segment::Key(_)));
                 self.add(
                     path,
                     format!("{owner} needs the parameter `{}`", param.name),
-                    Some(format!("{}: experiment.metric", param.name)),
+                    Some(match param.kind.as_str() {
+                        "metric" => format!("{}: experiment.metric", param.name),
+                        _ => format!("{}: [experiment.metric, …]", param.name),
+                    }),
                 );
             }
         }
@@ -339,6 +341,11 @@ impl Checker<'_> {
     }
 }
 
+/// Whether the values of a parameter are names of metrics.
+fn names_metrics(param: &pb::Param) -> bool {
+    matches!(param.kind.as_str(), "metric" | "metric-list")
+}
+
 /// Checks the type and range of one value.
 fn check_value(
     param: &pb::Param,
@@ -351,7 +358,7 @@ fn check_value(
     }
     let wrong = |what: &str| Err((format!("`{name}` must be {what}, found {value}"), None));
     let scalars: Vec<&Value> = match param.kind.as_str() {
-        "int-list" | "float-list" | "text-list" => match value.as_array() {
+        "int-list" | "float-list" | "text-list" | "metric-list" => match value.as_array() {
             Some(list) => list.iter().collect(),
             None => return wrong("a list"),
         },
@@ -372,7 +379,9 @@ fn check_value(
             }
             "float" | "float-list" if !value.is_number() => return wrong("a number"),
             "bool" if !value.is_boolean() => return wrong("true or false"),
-            "text" | "text-list" | "metric" if !value.is_string() => return wrong("a text"),
+            "text" | "text-list" | "metric" | "metric-list" if !value.is_string() => {
+                return wrong("a text");
+            }
             _ => {}
         }
         if let Some(number) = value.as_f64() {
@@ -389,7 +398,7 @@ fn check_value(
             let message = format!("`{name}` must be one of {}", param.choices.join(", "));
             return Err((message, did_you_mean(text, choices)));
         }
-        if param.kind == "metric" {
+        if names_metrics(param) {
             let known = metrics.unwrap_or_default();
             if !known.iter().any(|metric| metric == text) {
                 let message = format!("no metric `{text}` in this sweep");

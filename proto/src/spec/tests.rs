@@ -55,6 +55,12 @@ fn catalog() -> pb::Catalog {
                 params: vec![param("metric", "metric", "\"\"")],
                 ..Default::default()
             },
+            pb::Experiment {
+                name: "order".into(),
+                stage: "trajectory".into(),
+                params: vec![param("metrics", "metric-list", "[]")],
+                ..Default::default()
+            },
         ],
     }
 }
@@ -107,6 +113,14 @@ fn every_mistake_is_named_with_its_place() {
     check(json!({ "trajectory": ["phase-transition"] }), "needs the parameter `metric`");
     check(
         json!({ "trajectory": [{ "phase-transition": { "metric": "grokking-progress.tst_loss" } }] }),
+        "did you mean `grokking-progress.test_loss`?",
+    );
+    check(json!({ "trajectory": ["order"] }), "needs the parameter `metrics`");
+    let order = |metrics: Value| json!({ "trajectory": [{ "order": { "metrics": metrics } }] });
+    check(order(json!(["grokking-progress.test_loss"])), "");
+    check(order(json!("grokking-progress.test_loss")), "`metrics` must be a list");
+    check(
+        order(json!(["grokking-progress.tst_loss"])),
         "did you mean `grokking-progress.test_loss`?",
     );
     check(

@@ -1,6 +1,7 @@
 //! One side of `tests/bench/train.py`: trains the setting named first (`transformer`: p = 71, `mlp`: p = 31) for
 //! so many seeds and updates, on as many threads as a worker would, and prints one line of JSON with wall and
-//! processor seconds: `cargo run --release -p sweep-lab --example bench_train mlp 32 200 2 cpu`.
+//! processor seconds: `cargo run --release -p sweep-lab --example bench_train mlp 32 200 2 cpu`. A sixth argument trains
+//! that many seeds as one batched group instead of the recipe's choice (`Recipe::population`).
 
 #![expect(clippy::print_stdout, reason = "a measuring program prints what it measured")]
 
@@ -85,10 +86,10 @@ fn lane(
     seeds: &[u64],
     warm_up: u64,
     (device, n_threads): (Device, i32),
+    size: usize,
 ) -> Result<(f64, f64)> {
     // libtorch counts threads per calling thread.
     tch::set_num_threads(n_threads);
-    let size = recipe.population(params, device)?;
     let mut total = (0.0, 0.0);
     for group in seeds.chunks(size) {
         let mut clock = Clock { from: warm_up, started: None };
@@ -126,10 +127,14 @@ fn main() -> Result<()> {
         .collect();
     let threads = (n_threads / n_lanes as u64).max(1) as i32;
     let task = (recipe, &params);
+    let size = match number(5, 0) {
+        0 => recipe.population(&params, device)?,
+        size => size as usize,
+    };
     let times = thread::scope(|scope| {
         let running: Vec<_> = lanes
             .iter()
-            .map(|seeds| scope.spawn(move || lane(task, seeds, WARM_UP, (device, threads))))
+            .map(|seeds| scope.spawn(move || lane(task, seeds, WARM_UP, (device, threads), size)))
             .collect();
         let ended = running.into_iter().map(|lane| lane.join().expect("a lane does not panic"));
         ended.collect::<Result<Vec<_>>>()
@@ -141,6 +146,7 @@ fn main() -> Result<()> {
         "ms_per_step_per_seed": 1e3 * wall / updates,
         "processor_ms_per_step_per_seed": 1e3 * processor / updates,
         "lanes": n_lanes,
+        "seeds_per_group": size,
         "peak_memory_mib": peak_memory_mib(),
     });
     println!("{line}");

@@ -162,6 +162,8 @@ pub enum Axis {
     ToHead,
     /// Principal component.
     Component,
+    /// Group of similar examples, the largest first.
+    Cluster,
     /// Cell of another metric, labelled `axis=label,…` (empty for a scalar).
     Cell,
     /// Quantile, labelled with its level.
@@ -222,6 +224,14 @@ pub enum Axis {
     Threshold,
     /// Measure of a thing, labelled with its name.
     Measure,
+    /// Number of groups that curves are divided into.
+    ClusterCount,
+    /// Cell that another one is compared with, labelled as [`Axis::Cell`].
+    OtherCell,
+    /// Checkpoints that one curve is moved against another one, labelled.
+    Lag,
+    /// Time as a fraction of the time of an event, labelled.
+    Fraction,
 }
 
 impl Axis {
@@ -235,6 +245,7 @@ impl Axis {
             Self::ToLayer => "to_layer",
             Self::ToHead => "to_head",
             Self::Component => "component",
+            Self::Cluster => "cluster",
             Self::Cell => "cell",
             Self::Quantile => "quantile",
             Self::Change => "change",
@@ -266,6 +277,10 @@ impl Axis {
             Self::TokenClass => "token_class",
             Self::Threshold => "threshold",
             Self::Measure => "measure",
+            Self::ClusterCount => "cluster_count",
+            Self::OtherCell => "other_cell",
+            Self::Lag => "lag",
+            Self::Fraction => "fraction",
         }
     }
 }

@@ -121,13 +121,20 @@ impl Error {
             sweep_lens::Class::OutOfMemory | sweep_lens::Class::Device => Self::Lens(torch),
             sweep_lens::Class::Input
             | sweep_lens::Class::NonFinite
-            | sweep_lens::Class::Runtime => Self::Panic(message.to_owned()),
+            | sweep_lens::Class::Runtime => Self::Panic(first_line(message)),
         }
     }
 
     pub(crate) fn params(name: &str, problem: impl Into<String>) -> Self {
         Self::Params { name: name.to_owned(), problem: problem.into() }
     }
+}
+
+/// libtorch adds pages of dispatch tables and frames to its message; tch unwraps it, which escapes the newlines.
+fn first_line(message: &str) -> String {
+    let is_torch = message.contains("Torch(\"");
+    let end = message.find('\n').into_iter().chain(message.find("\\n").filter(|_| is_torch)).min();
+    message[..end.unwrap_or(message.len())].to_owned()
 }
 
 /// Runs `work`, turning a panic into an [`Error`], so that one experiment cannot take the others
@@ -152,5 +159,9 @@ mod tests {
         assert_eq!(other.class(), Class::Internal);
         assert_eq!(other.to_string(), "panicked: sizes of tensors must match");
         assert_eq!(catch(|| Ok(3)).unwrap(), 3);
+        let long =
+            r#"called `Result::unwrap()` on an `Err` value: Torch("no such kernel\n\nCPU: there")"#;
+        let cut = catch::<()>(|| panic!("{long}")).unwrap_err().to_string();
+        assert!(cut.ends_with("no such kernel"), "{cut}");
     }
 }

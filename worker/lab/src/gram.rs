@@ -137,6 +137,12 @@ impl<'a> Store<'a> {
     }
 }
 
+/// Inner products of all rows, f64 `[C, C]` on the CPU, holding rows of at most `memory_bytes` at once (always at
+/// least two).
+pub(crate) fn inner_products(rows: &mut dyn Rows, memory_bytes: u64) -> Result<Tensor> {
+    gram(&mut Store::new(rows, memory_bytes)?)
+}
+
 /// Inner products of all rows, f64 `[C, C]` on the CPU.
 fn gram(store: &mut Store<'_>) -> Result<Tensor> {
     let count = store.count;
@@ -167,7 +173,7 @@ fn check_length(row: &Tensor, block: &Tensor, index: usize) -> Result<()> {
         return Ok(());
     }
     Err(Error::Input(format!(
-        "checkpoint {index} has {} values, expected {} like the others",
+        "row {index} has {} values, expected {} like the others",
         row.size()[1],
         block.size()[1]
     )))

@@ -12,9 +12,11 @@
 //!   in as arguments, everything goes out through a sink.
 //! - Nothing undeclared reaches a sink; a panic in one experiment is that experiment's error.
 
+mod activation_names;
 mod addition_task;
 mod card;
 mod circuit;
+mod cluster;
 mod cohort;
 mod compare;
 pub mod curve;
@@ -70,7 +72,7 @@ pub use crate::{
     experiments::EXPERIMENTS,
     interventions::{Auxiliary, Interventions, Measure, Penalty, UnitKind},
     params::{MetricName, NoParams, ParamDef, ParamKind, ParamSet, ParamType},
-    recipe::{AnyRecipe, Objective, Phase, Plan, Recipe},
+    recipe::{AnyRecipe, Base, Examples, Objective, Phase, Plan, Recipe},
     recipes::RECIPES,
     sink::{Cancelled, Context, MemorySink, Sink},
     subject::{FileIdentity, StoredTensors, Subject, TextCodec},

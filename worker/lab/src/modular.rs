@@ -14,7 +14,7 @@ use crate::{
     fourier::Basis,
     interventions::{self, Auxiliary, Measure, Penalty, UnitKind},
     params, random,
-    recipe::Objective,
+    recipe::{Examples, Objective},
     recipes::{modular_addition, modular_addition_mlp},
 };
 
@@ -265,6 +265,16 @@ impl Objective for FullBatch {
             Ok(Tensor::stack(&explained.collect::<Vec<_>>(), 0) * written)
         });
         Ok(Tensor::stack(&layers.collect::<Result<Vec<_>>>()?, 1))
+    }
+
+    /// The pairs that the first model was not trained on.
+    fn examples(&self) -> Option<Examples> {
+        let rows = self.test.get(0);
+        Some(Examples {
+            tokens: self.tokens.index_select(0, &rows),
+            labels: self.labels.index_select(0, &rows),
+            tasks: Vec::new(),
+        })
     }
 
     fn evaluate(&self, model: &Transformer) -> Vec<(&'static str, Tensor)> {

@@ -30,6 +30,8 @@ pub enum ParamKind {
     IntLists,
     /// Full name of a metric, `experiment.metric`.
     Metric,
+    /// List of such names.
+    MetricList,
 }
 
 impl ParamKind {
@@ -45,6 +47,7 @@ impl ParamKind {
             Self::TextList => "text-list",
             Self::IntLists => "int-lists",
             Self::Metric => "metric",
+            Self::MetricList => "metric-list",
         }
     }
 
@@ -61,7 +64,7 @@ impl ParamKind {
             Self::IntList => list(is_whole),
             Self::IntLists => list(|item| Self::IntList.accepts(item)),
             Self::FloatList => list(Value::is_number),
-            Self::TextList => list(Value::is_string),
+            Self::TextList | Self::MetricList => list(Value::is_string),
         }
     }
 }
@@ -90,7 +93,8 @@ pub struct ParamDef {
 impl ParamDef {
     /// True if the user has to give a value: a metric to analyse has no sensible default.
     pub fn is_required(&self) -> bool {
-        self.kind == ParamKind::Metric && (self.default)() == ""
+        let default = (self.default)();
+        matches!(self.kind, ParamKind::Metric | ParamKind::MetricList) && !is_given(&default)
     }
 
     /// True if `null` may be given: the experiment decides, as it does by default.
@@ -130,7 +134,8 @@ impl ParamDef {
                 }
                 let is_name =
                     text.split_once('.').is_some_and(|(a, b)| !a.is_empty() && !b.is_empty());
-                if self.kind == ParamKind::Metric && !is_name {
+                let is_metric = matches!(self.kind, ParamKind::Metric | ParamKind::MetricList);
+                if is_metric && !is_name {
                     return fail(format!(
                         "expected a metric name `experiment.metric`, found `{text}`"
                     ));
@@ -209,7 +214,8 @@ macro_rules! kinds {
 kinds! {
     i64 => Int, u64 => Int, f64 => Float, bool => Bool, String => Text, MetricName => Metric,
     Vec<i64> => IntList, Vec<u64> => IntList, Vec<f64> => FloatList, Vec<String> => TextList,
-    Vec<Vec<i64>> => IntLists, Option<bool> => Bool, Option<u64> => Int, Option<f64> => Float,
+    Vec<Vec<i64>> => IntLists, Vec<MetricName> => MetricList, Option<bool> => Bool, Option<u64> => Int,
+    Option<f64> => Float,
 }
 
 /// Strictly decodes `value` (an object; `null` means all defaults): unknown names, wrong kinds and
@@ -351,6 +357,14 @@ mod tests {
         }
     }
 
+    params! {
+        /// Several metrics.
+        pub struct Several {
+            /// What to look at.
+            metrics: Vec<MetricName> = Vec::new();
+        }
+    }
+
     #[test]
     fn table_describes_the_struct() {
         let names: Vec<_> = Knobs::DEFS.iter().map(|def| (def.name, def.kind)).collect();
@@ -393,6 +407,13 @@ mod tests {
             (json!([1]), "(all)", "object"),
         ] {
             check_refused::<Knobs>(&bad, name, words);
+        }
+        for (bad, name, words) in [
+            (json!({}), "metrics", "found nothing"),
+            (json!({"metrics": "x.y"}), "metrics", "expected metric-list"),
+            (json!({"metrics": ["x.y", "z"]}), "metrics", "experiment.metric"),
+        ] {
+            check_refused::<Several>(&bad, name, words);
         }
         for (bad, name, words) in [
             (json!({}), "rows or text", "exactly one of them, found none"),

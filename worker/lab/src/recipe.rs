@@ -12,6 +12,7 @@ use crate::{
     interventions::{self, Auxiliary, Interventions, Penalty, UnitKind},
     optimizer::{Rule, Schedule},
     params::{self, ParamDef, ParamSet},
+    subject::TextCodec,
     vocabulary::Vocabulary,
 };
 
@@ -58,6 +59,27 @@ pub trait Recipe: Send + Sync + 'static {
         let _ = params;
         None
     }
+
+    /// The same training for the architecture of a checkpoint that it starts from; `None` if the checkpoint has to have
+    /// the architecture that the parameters describe.
+    ///
+    /// # Errors
+    /// A checkpoint that this recipe could train but for something that it lacks.
+    fn adapt(&self, params: &Self::Params, base: Base<'_>) -> Result<Option<Box<dyn AnyRecipe>>> {
+        let _ = (params, base);
+        Ok(None)
+    }
+}
+
+/// A checkpoint that a training starts from.
+#[derive(Clone, Copy)]
+pub struct Base<'a> {
+    /// Its architecture.
+    pub config: &'a Config,
+    /// Its weights.
+    pub weights: &'a Weights,
+    /// Its tokenizer, if it has one.
+    pub text: Option<&'a dyn TextCodec>,
 }
 
 /// What the training loop minimises and reports. `model` is a population with a leading model axis if
@@ -94,10 +116,27 @@ pub trait Objective {
         false
     }
 
+    /// Held-out examples with one answer each, for analyses of single examples; none where every next token
+    /// is an answer. Only asked of a single seed.
+    fn examples(&self) -> Option<Examples> {
+        None
+    }
+
     /// Named metrics of every model, `[n_models, …]` each with the axes that the card declares behind
     /// the model axis (which a plain model has too, of length 1); called without gradients. `train_loss`
     /// is one of them. `weight_norm` and `lr` are added by the training loop.
     fn evaluate(&self, model: &Transformer) -> Vec<(&'static str, Tensor)>;
+}
+
+/// Examples with one answer each, given at the last position.
+#[derive(Debug)]
+pub struct Examples {
+    /// i64 `[n, pos]`
+    pub tokens: Tensor,
+    /// i64 `[n]`
+    pub labels: Tensor,
+    /// What the recipe itself knows to be different kinds, one per example; empty if it knows of none.
+    pub tasks: Vec<usize>,
 }
 
 /// How long and with what to train.
@@ -176,6 +215,12 @@ pub trait AnyRecipe: Send + Sync {
     fn population(&self, params: &serde_json::Value, device: Device) -> Result<usize>;
     /// See [`Recipe::vocabulary`].
     fn vocabulary(&self, params: &serde_json::Value) -> Result<Option<Vocabulary>>;
+    /// See [`Recipe::adapt`].
+    fn adapt(
+        &self,
+        params: &serde_json::Value,
+        base: Base<'_>,
+    ) -> Result<Option<Box<dyn AnyRecipe>>>;
 }
 
 /// A recipe's own parameters, interventions left aside.
@@ -248,5 +293,13 @@ impl<R: Recipe> AnyRecipe for R {
 
     fn vocabulary(&self, params: &serde_json::Value) -> Result<Option<Vocabulary>> {
         Ok(Recipe::vocabulary(self, &own::<R>(params)?))
+    }
+
+    fn adapt(
+        &self,
+        params: &serde_json::Value,
+        base: Base<'_>,
+    ) -> Result<Option<Box<dyn AnyRecipe>>> {
+        Recipe::adapt(self, &own::<R>(params)?, base)
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     error::{Error, Result, catch},
     group::{Group, Member, reorder},
     interventions::{self, Interventions, Reference},
-    recipe::{AnyRecipe, Objective, Plan},
+    recipe::{AnyRecipe, Base, Objective, Plan},
     sink::check_metric,
     trainer_state::{NonFinite, Progress, RunIdentity, TrainerState},
     value::{Value, to_vec},
@@ -117,15 +117,15 @@ pub fn train(
     train_from(None, recipe, params, seeds, resume, checkpoints, device, sink)
 }
 
-/// [`train`] with the weights of the checkpoint that the parameter `init_from` names, if it names one; every
-/// seed starts from them.
+/// [`train`] from the checkpoint that the parameter `init_from` names, if it names one; every seed starts from its
+/// weights, in its architecture where the recipe can take that ([`AnyRecipe::adapt`]).
 ///
 /// # Errors
-/// As [`train`]; weights without the parameter or the parameter without weights; weights of another
-/// architecture (the tensor is named).
+/// As [`train`]; a checkpoint without the parameter or the parameter without a checkpoint; weights of
+/// another architecture than the recipe's (the tensor is named).
 #[expect(clippy::too_many_arguments, reason = "the arguments of `train` and one more")]
 pub fn train_from(
-    base: Option<&Weights>,
+    base: Option<Base<'_>>,
     recipe: &dyn AnyRecipe,
     params: &Json,
     seeds: &[u64],
@@ -145,7 +145,9 @@ pub fn train_from(
             format!("expected weights exactly if it names a checkpoint, found {found}"),
         ));
     }
-    let base = base.map(|weights| initial(weights, &recipe.config(&params)?)).transpose()?;
+    let adapted = base.map(|base| recipe.adapt(&params, base)).transpose()?.flatten();
+    let recipe = adapted.as_deref().unwrap_or(recipe);
+    let base = base.map(|base| initial(base.weights, &recipe.config(&params)?)).transpose()?;
     if let Some(&step) = checkpoints.steps.last().filter(|&&step| step > plan.steps) {
         return Err(Error::params(
             "steps",

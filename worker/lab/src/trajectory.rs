@@ -12,6 +12,7 @@ use crate::{
     error::{Error, Result, catch},
     experiment::AnyExperiment,
     sink::{Context, Sink},
+    subject::TextCodec,
     value::Value,
 };
 
@@ -21,6 +22,10 @@ pub trait Checkpoints {
     fn steps(&self) -> &[u64];
     /// Loads the checkpoint of one of [`Checkpoints::steps`] onto the device of the task.
     fn load(&mut self, step: u64) -> Result<Checkpoint>;
+    /// The tokenizer of the checkpoint loaded last, if it has one.
+    fn text(&self) -> Option<&dyn TextCodec> {
+        None
+    }
 }
 
 /// One metric over the steps of one model.

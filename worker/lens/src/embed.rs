@@ -74,17 +74,17 @@ pub(crate) fn look_up(table: &Tensor, indices: &Tensor, axes: Axes) -> Tensor {
         return Tensor::embedding(table, indices, -1, false, false);
     };
     let (n_rows, width) = (table.size()[1], table.size()[2]);
-    // An index beyond one model's table would silently read the next model's. (Shared indices cannot: they
-    // run over the end of the last table or the start of the first.) Asynchronous, because waiting for a
-    // GPU in every pass would cost more than the pass.
-    let indices = if indices.dim() == 3 {
-        let is_valid = indices.ge(0).logical_and(&indices.lt(n_rows)).all();
-        is_valid.internal_functional_assert_async("token outside the vocabulary", indices)
-    } else {
-        indices.shallow_clone()
-    };
     let offsets = Tensor::arange(n_models, (Kind::Int64, indices.device())) * n_rows;
-    let indices = indices + offsets.view([n_models, 1, 1]); // [model, batch, pos]
+    let shifted = indices + offsets.view([n_models, 1, 1]); // [model, batch, pos]
+    // An index beyond one model's table would silently read the next model's, so it is sent beyond all of them. (Shared
+    // indices cannot: they run over the end of the last table or the start of the first.) Whoever looks up
+    // refuses it then, on a GPU without anybody waiting for it.
+    let indices = if indices.dim() == 3 {
+        let is_valid = indices.ge(0).logical_and(&indices.lt(n_rows));
+        shifted.where_scalarother(&is_valid, n_models * n_rows)
+    } else {
+        shifted
+    };
     let tables = table.reshape([n_models * n_rows, width]);
     Tensor::embedding(&tables, &indices, -1, false, false)
 }

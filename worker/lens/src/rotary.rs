@@ -96,6 +96,20 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Cosines and sines by which the first `n_positions` positions rotate, f32; `None` where positions do not
+    /// rotate.
+    ///
+    /// # Shapes
+    /// `[1, pos, dim]` each, the second half of `dim` repeating the first, as Hugging Face's models have them.
+    pub fn rotary_tables(&self, n_positions: i64) -> Option<(Tensor, Tensor)> {
+        let Positional::Rotary { dim, base, scaling } = self.positional else { return None };
+        let rotary = Rotary::new(dim, base, scaling, (Kind::Float, Device::Cpu));
+        let (cos, sin) = rotary.tables(0, n_positions);
+        Some((cos.transpose(0, 1).contiguous(), sin.transpose(0, 1).contiguous()))
+    }
+}
+
 impl Tables {
     fn grow(&mut self, n_positions: i64) {
         let (kind, device) = (self.cos.kind(), self.cos.device());

@@ -134,7 +134,8 @@ fn labelled(name: &str) -> Option<(Spelling, u64)> {
 
 /// `stem` and number of `stem_<N>.pth`; the number is the whole group of digits.
 fn labelled_file(name: &str) -> Option<(&str, u64)> {
-    let (stem, digits) = name.strip_suffix(".pth")?.rsplit_once('_')?;
+    let stem = name.strip_suffix(".pth").filter(|_| select::is_pickle(name))?;
+    let (stem, digits) = stem.rsplit_once('_')?;
     let number = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
     number.then(|| digits.parse().ok()).flatten().map(|step| (stem, step))
 }
@@ -386,6 +387,12 @@ mod tests {
         check("config.json model.safetensors", "single false");
         check("config.json pytorch_model.bin trainer_state.json", "single true");
         check("config.json SoLU_final.pth optimizer_state_dict.pth", "single false");
+        // One checkpoint of a trainer with several processes.
+        check(
+            "config.json model.safetensors optimizer.pt rng_state_0.pth rng_state_1.pth scheduler.pt \
+             trainer_state.json",
+            "single true",
+        );
         // The output folder of a Hugging Face trainer: the checkpoints, not the final model.
         check(
             "config.json model.safetensors checkpoint-1/model.safetensors runs/events",
@@ -401,6 +408,8 @@ mod tests {
         assert_eq!(labelled_file("m_final.pth"), None);
         assert_eq!(labelled_file("m_1x00.pth"), None);
         assert_eq!(labelled_file("m_.pth"), None);
+        assert_eq!(labelled_file("rng_state_0.pth"), None);
+        assert_eq!(labelled_file("optimizer_500.pth"), None);
         assert_eq!(labelled_file("m_99999999999999999999999.pth"), None);
         assert_eq!(label("step512"), Some(512));
         assert_eq!(label("stage1-step101000-tokens424B"), Some(101_000));

@@ -99,7 +99,7 @@ pub struct Model {
     /// Repository on the hub.
     pub repo: String,
     /// Family of converters: `gpt2`, `gpt_neox`, `olmo`, `olmo2`, `gpt_neo`, `neel`,
-    /// `neel-solu-old`; `mingpt` has none.
+    /// `neel-solu-old`, `mingpt`.
     pub family: &'static str,
     /// Who published it.
     pub collection: &'static str,

@@ -40,9 +40,14 @@ pub enum Weights {
     Index(String),
 }
 
+/// What the names of pickles begin with that trainers leave beside a checkpoint (`rng_state_3.pth` is the
+/// random state of the fourth process, not step 3).
+const OF_TRAINERS: [&str; 5] = ["optimizer", "scheduler", "scaler", "rng_state", "training_args"];
+
 /// Whether a file of this name is a PyTorch pickle of the kind that may hold a checkpoint alone.
 pub fn is_pickle(name: &str) -> bool {
-    name.strip_suffix(".pth").is_some_and(|stem| !stem.is_empty())
+    let of_trainer = OF_TRAINERS.iter().any(|prefix| name.starts_with(prefix));
+    name.strip_suffix(".pth").is_some_and(|stem| !stem.is_empty() && !of_trainer)
 }
 
 /// Whether files of these names hold weights that can be chosen.
@@ -158,6 +163,8 @@ mod tests {
         check("m_final.pth optimizer_state_dict.pth", whole("m_final.pth"));
         check("m_final.pth m_best.pth", whole("m_final.pth"));
         check("a.pth b.pth", Err("several"));
+        check("m.pth rng_state.pth scheduler.pth scaler.pth", whole("m.pth"));
+        check("rng_state_0.pth rng_state_1.pth", Err("no weights"));
     }
 
     #[test]

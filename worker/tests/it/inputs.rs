@@ -73,6 +73,41 @@ async fn a_damaged_file_in_the_cache_is_fetched_again() {
     assert_eq!(fs::read(&cached).unwrap(), whole);
 }
 
+/// Protection: a checkpoint that does not fit into the memory is refused before it is loaded, this system's own and
+/// other people's; nothing crashes, and a worker with more memory takes it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkpoint_that_does_not_fit_is_out_of_memory() {
+    let coordinator = Coordinator::start().await;
+    coordinator.with(|s| s.leases.push_back(training(6, 100, &[100])));
+    let trainer = Worker::start(&coordinator, &[]);
+    coordinator.until("the training", |s| s.is_done(6)).await;
+    assert_eq!(trainer.terminate().await.0, Some(0));
+    let own = coordinator.with(|s| s.checkpoints(6).remove(0));
+    let folder = coordinator.folder().join("elsewhere/step100");
+    fs::create_dir_all(&folder).unwrap();
+    let file = coordinator.artifact(&own.file.as_ref().unwrap().key);
+    fs::copy(file, folder.join("model.safetensors")).unwrap();
+    let location = format!("file://{}", folder.display());
+    let imported = pb::Imported { location, ..pb::Imported::default() };
+    let elsewhere = pb::Checkpoint { file: None, imported: Some(imported), ..own.clone() };
+    let leases = |first| [analysis(first, own.clone()), analysis(first + 1, elsewhere.clone())];
+
+    coordinator.with(|s| s.leases.extend(leases(7)));
+    let small = Worker::start(&coordinator, &["--memory-bytes", "4KiB"]);
+    coordinator.until("two failures", |s| s.failure(7).is_some() && s.failure(8).is_some()).await;
+    for (attempt, what) in [(7, "step100/model.safetensors"), (8, "elsewhere/step100")] {
+        let failure = coordinator.with(|s| s.failure(attempt).unwrap());
+        assert_eq!(failure.class(), FailureClass::OutOfMemory, "{failure:?}");
+        let words = [what, "GiB of memory are free"];
+        assert!(words.iter().all(|word| failure.message.contains(word)), "{}", failure.message);
+    }
+    assert_eq!(small.terminate().await.0, Some(0), "it went on");
+
+    coordinator.with(|s| s.leases.extend(leases(9)));
+    let _large = Worker::start(&coordinator, &[]);
+    coordinator.until("both analyses", |s| s.is_done(9) && s.is_done(10)).await;
+}
+
 /// Protection: while a checkpoint is computed on, the next one comes here already.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_next_checkpoint_is_fetched_in_advance() {

@@ -9,7 +9,7 @@
 
 use serde::Serialize;
 
-use super::least_squares::{Curve, affine, levenberg_marquardt, two_columns};
+use super::least_squares::{Curve, affine, levenberg_marquardt};
 
 /// A curve model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -121,19 +121,23 @@ pub struct Fits {
 impl Fits {
     /// Fits everything.
     pub fn new(points: Points<'_>) -> Self {
-        let grid = Grid::new(points);
+        Self::over(&Design::new(points.x), points)
+    }
+
+    /// The same for one of many curves over equal abscissae, those of the design.
+    pub fn over(design: &Design, points: Points<'_>) -> Self {
         let mean = points.y.iter().sum::<f64>() / points.y.len() as f64;
         let rss = points.y.iter().map(|y| (y - mean).powi(2)).sum();
         let line = affine(points.x, points.y);
         let fits = vec![
             Fit::new(Model::Constant, vec![mean], rss, &points),
             Fit::new(Model::Linear, vec![line.a, line.b], line.rss, &points),
-            power_law(points),
-            grid.logistic(points),
-            grid.two_logistics(points),
+            power_law(design, points),
+            design.logistic(points),
+            design.two_logistics(points),
         ];
         let dbic = fits[1].bic.min(fits[2].bic) - fits[3].bic;
-        let dbic_ar1 = grid.dbic_ar1(points);
+        let dbic_ar1 = design.dbic_ar1(points);
         Self { fits, dbic, dbic_ar1 }
     }
 
@@ -195,25 +199,23 @@ impl Curve for Logistics {
 /// Exponents tried for M2, both decaying and growing; near 0 it is the line M1. They are meant for
 /// logarithmic axes, which never span more than 45; over plain steps the same curve is an exponential, and
 /// its rates are those of an axis of length ten (anything else would overflow).
-fn exponents(points: Points<'_>) -> impl Iterator<Item = f64> {
-    let unit = exponent_unit(points);
+fn exponents(x: &[f64]) -> impl Iterator<Item = f64> {
+    let unit = exponent_unit(x);
     (-30..=60).filter(|i: &i32| i.abs() >= 1).map(move |i| f64::from(i) * unit)
 }
 
 /// Distance of neighbouring [`exponents`].
-fn exponent_unit(points: Points<'_>) -> f64 {
-    let range = points.x_range();
+fn exponent_unit(x: &[f64]) -> f64 {
+    let range = x[x.len() - 1] - x[0];
     if range > 50.0 { 1.0 / range } else { 0.1 }
 }
 
 /// M2: linear in a and b, so a one-dimensional search over c.
-fn power_law(points: Points<'_>) -> Fit {
-    let at = |c: f64| {
-        let f: Vec<f64> = points.x.iter().map(|x| (-c * (x - points.x[0])).exp()).collect();
-        affine(&f, points.y)
-    };
-    let unit = exponent_unit(points);
-    let best = exponents(points).min_by(|&a, &b| at(a).rss.total_cmp(&at(b).rss)).unwrap_or(unit);
+fn power_law(design: &Design, points: Points<'_>) -> Fit {
+    let at = |c: f64| affine(&exponential(points.x, c), points.y);
+    let unit = exponent_unit(points.x);
+    let first = design.powers.iter().map(|(c, column)| (c, affine(column, points.y).rss));
+    let best = first.min_by(|a, b| a.1.total_cmp(&b.1)).map_or(unit, |(c, _)| *c);
     let (mut low, mut high) = (best - unit, best + unit);
     let golden = (5f64.sqrt() - 1.0) / 2.0;
     for _ in 0..40 {
@@ -227,42 +229,83 @@ fn power_law(points: Points<'_>) -> Fit {
     Fit::new(Model::PowerLaw, parameters, fit.rss, &points)
 }
 
-/// Candidate logistic columns, computed once per curve and used for starts and for GLS profiles.
-struct Grid {
+/// `exp(-c (x - x_0))`.
+fn exponential(x: &[f64], c: f64) -> Vec<f64> {
+    x.iter().map(|value| (-c * (value - x[0])).exp()).collect()
+}
+
+/// Everything about the abscissae that fits need: candidate columns, for starts and for GLS profiles. Curves over the same
+/// abscissae share one.
+pub struct Design {
     columns: Vec<Column>,
+    /// Every third place and every second width: about 80 columns, 3000 pairs.
+    coarse: Coarse,
+    /// Exponent and column.
+    powers: Vec<(f64, Vec<f64>)>,
+    profiles: Vec<Profile>,
 }
 
 struct Column {
     x0: f64,
     ln_w: f64,
     values: Vec<f64>,
+    /// Centred and of unit length.
+    direction: Vec<f64>,
+}
+
+/// Centred columns for pairs.
+struct Coarse {
+    /// Places among all columns.
+    places: Vec<usize>,
+    centred: Vec<Vec<f64>>,
+    squares: Vec<f64>,
+    /// Products of column i with column j < i, row by row.
+    crosses: Vec<f64>,
+}
+
+/// Candidates under one AR(1) correlation: whitened, each also at a right angle to the constant and of unit length.
+struct Profile {
+    rho: f64,
+    one: Vec<f64>,
+    /// Line, powers, logistics.
+    directions: Vec<Vec<f64>>,
 }
 
 /// Widths tried at every place, from 0.3 % to 30 % of the range.
 const N_WIDTHS: usize = 8;
 
-impl Grid {
-    fn new(points: Points<'_>) -> Self {
-        let (start, range) = (points.x[0], points.x_range());
+/// Correlations tried.
+const RHOS: [f64; 11] = [0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.995];
+
+impl Design {
+    /// Of strictly ascending abscissae.
+    pub fn new(x: &[f64]) -> Self {
+        let (start, range) = (x[0], x[x.len() - 1] - x[0]);
         let mut columns = Vec::new();
         for i in 0..=60 {
             let x0 = start + range * f64::from(i) / 60.0;
             for j in 0..N_WIDTHS {
                 let w = range * 0.003 * 100f64.powf(j as f64 / (N_WIDTHS - 1) as f64);
-                let values = points.x.iter().map(|&x| logistic(x, x0, w)).collect();
-                columns.push(Column { x0, ln_w: w.ln(), values });
+                let values: Vec<f64> = x.iter().map(|&x| logistic(x, x0, w)).collect();
+                let direction = unit(centre(&values));
+                columns.push(Column { x0, ln_w: w.ln(), values, direction });
             }
         }
-        Self { columns }
+        let powers: Vec<(f64, Vec<f64>)> = exponents(x).map(|c| (c, exponential(x, c))).collect();
+        let profiles = RHOS.map(|rho| Profile::new(rho, x, &powers, &columns)).into();
+        Self { coarse: Coarse::new(&columns), columns, powers, profiles }
     }
 
     /// The best columns for `y ≈ c + A column`, at most one per location, best first.
     fn starts(&self, y: &[f64], n_starts: usize) -> Vec<[f64; 4]> {
-        let mut scored: Vec<_> = self.columns.iter().map(|c| (affine(&c.values, y), c)).collect();
-        scored.sort_by(|a, b| a.0.rss.total_cmp(&b.0.rss));
+        let centred = centre(y);
+        let share = |c: &Column| dot(&c.direction, &centred).powi(2);
+        let mut scored: Vec<_> = self.columns.iter().map(|c| (share(c), c)).collect();
+        scored.sort_by(|a, b| b.0.total_cmp(&a.0));
         let mut starts: Vec<[f64; 4]> = Vec::new();
-        for (fit, column) in scored {
+        for (_, column) in scored {
             if starts.iter().all(|start| start[2] != column.x0) {
+                let fit = affine(&column.values, y);
                 starts.push([fit.a, fit.b, column.x0, column.ln_w]);
             }
             if starts.len() == n_starts {
@@ -279,22 +322,14 @@ impl Grid {
 
     /// Starts: the best pairs of columns, for which constant and both heights are a linear problem.
     fn two_logistics(&self, points: Points<'_>) -> Fit {
-        // Every third place and every second width: about 80 columns, 3000 pairs.
-        let columns: Vec<&Column> = self
-            .columns
-            .iter()
-            .enumerate()
-            .filter(|(index, _)| (index / N_WIDTHS).is_multiple_of(3) && index.is_multiple_of(2))
-            .map(|(_, column)| column)
-            .collect();
-        let centred: Vec<Vec<f64>> = columns.iter().map(|column| centre(&column.values)).collect();
+        let Coarse { places, centred, squares, crosses } = &self.coarse;
+        let columns: Vec<&Column> = places.iter().map(|&place| &self.columns[place]).collect();
         let y = centre(points.y);
         let with_y: Vec<f64> = centred.iter().map(|column| dot(column, &y)).collect();
-        let squares: Vec<f64> = centred.iter().map(|column| dot(column, column)).collect();
         let mut pairs = Vec::new();
+        let mut crosses = crosses.iter();
         for i in 0..columns.len() {
-            for j in 0..i {
-                let cross = dot(&centred[i], &centred[j]);
+            for (j, cross) in (0..i).zip(&mut crosses) {
                 let determinant = squares[i] * squares[j] - cross * cross;
                 if determinant <= 1e-9 * squares[i] * squares[j] {
                     continue;
@@ -325,33 +360,93 @@ impl Grid {
 
     /// BIC advantage of the logistic when errors are AR(1) from point to point.
     fn dbic_ar1(&self, points: Points<'_>) -> f64 {
-        let ones = vec![1.0; points.x.len()];
-        let powers: Vec<Vec<f64>> = exponents(points)
-            .map(|c| points.x.iter().map(|x| (-c * (x - points.x[0])).exp()).collect())
-            .collect();
         let (mut smooth, mut step) = (f64::INFINITY, f64::INFINITY);
-        for rho in [0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.995] {
-            let (one, y) = (whiten(&ones, rho), whiten(points.y, rho));
-            let score = |column: &[f64], k: usize| {
-                let rss = two_columns(&one, &whiten(column, rho), &y);
-                // -ln(1-ρ²) is the Jacobian of the stationary first point; ρ is one parameter more.
-                points.bic(rss, k + 1) - f64::ln(1.0 - rho * rho)
+        for profile in &self.profiles {
+            let rho = profile.rho;
+            let y = whiten(points.y, rho);
+            // ln(1-ρ²) is the Jacobian of the stationary first point; ρ is one parameter more.
+            let score = |rss: f64, k: usize| points.bic(rss, k + 1) - f64::ln(1.0 - rho * rho);
+            let constant = dot(&profile.one, &y) / dot(&profile.one, &profile.one);
+            let y: Vec<f64> = y.iter().zip(&profile.one).map(|(y, u)| y - constant * u).collect();
+            let whole = dot(&y, &y);
+            smooth = smooth.min(score(whole, Model::Constant.n_parameters()));
+            // The largest share decides; what is left of it is then computed without cancellation.
+            let best = |range: std::ops::Range<usize>| {
+                let share = |direction: &Vec<f64>| dot(direction, &y);
+                let shares = profile.directions[range].iter().map(|d| (share(d), d));
+                let best = shares.max_by(|a, b| a.0.abs().total_cmp(&b.0.abs()));
+                best.map_or(whole, |(share, direction)| {
+                    y.iter().zip(direction).map(|(y, d)| (y - share * d).powi(2)).sum()
+                })
             };
-            smooth = smooth.min(score(&ones, Model::Constant.n_parameters()));
-            smooth = smooth.min(score(points.x, Model::Linear.n_parameters()));
-            for power in &powers {
-                smooth = smooth.min(score(power, Model::PowerLaw.n_parameters()));
-            }
-            for column in &self.columns {
-                step = step.min(score(&column.values, Model::Logistic.n_parameters()));
-            }
+            let n_powers = self.powers.len();
+            smooth = smooth.min(score(best(0..1), Model::Linear.n_parameters()));
+            smooth = smooth.min(score(best(1..1 + n_powers), Model::PowerLaw.n_parameters()));
+            let logistics = 1 + n_powers..profile.directions.len();
+            step = step.min(score(best(logistics), Model::Logistic.n_parameters()));
         }
         smooth - step
     }
 }
 
+impl Coarse {
+    fn new(columns: &[Column]) -> Self {
+        let is_coarse =
+            |index: &usize| (index / N_WIDTHS).is_multiple_of(3) && index.is_multiple_of(2);
+        let places: Vec<usize> = (0..columns.len()).filter(is_coarse).collect();
+        let centred: Vec<Vec<f64>> =
+            places.iter().map(|&place| centre(&columns[place].values)).collect();
+        let squares = centred.iter().map(|column| dot(column, column)).collect();
+        let crosses = (0..centred.len())
+            .flat_map(|i| (0..i).map(move |j| (i, j)))
+            .map(|(i, j)| dot(&centred[i], &centred[j]))
+            .collect();
+        Self { places, centred, squares, crosses }
+    }
+}
+
+impl Profile {
+    fn new(rho: f64, x: &[f64], powers: &[(f64, Vec<f64>)], columns: &[Column]) -> Self {
+        let one = whiten(&vec![1.0; x.len()], rho);
+        let square = dot(&one, &one);
+        let direction = |column: &[f64]| {
+            let white = whiten(column, rho);
+            let share = dot(&white, &one) / square;
+            let rest: Vec<f64> = white.iter().zip(&one).map(|(w, u)| w - share * u).collect();
+            // A column that is all but constant explains nothing more.
+            if dot(&rest, &rest) <= 1e-12 * dot(&white, &white) {
+                vec![0.0; x.len()]
+            } else {
+                unit(rest)
+            }
+        };
+        let powers = powers.iter().map(|(_, column)| column.as_slice());
+        let columns = columns.iter().map(|column| column.values.as_slice());
+        let directions = std::iter::once(x).chain(powers).chain(columns).map(direction).collect();
+        Self { rho, one, directions }
+    }
+}
+
+/// Scaled to length one; zero stays zero.
+fn unit(mut values: Vec<f64>) -> Vec<f64> {
+    let length = dot(&values, &values).sqrt();
+    if length > 0.0 {
+        values.iter_mut().for_each(|value| *value /= length);
+    }
+    values
+}
+
+/// In four lanes, which the compiler keeps in one register.
 fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
+    let mut lanes = [0.0; 4];
+    let (a_chunks, b_chunks) = (a.chunks_exact(4), b.chunks_exact(4));
+    let rest: f64 = a_chunks.remainder().iter().zip(b_chunks.remainder()).map(|(a, b)| a * b).sum();
+    for (a, b) in a_chunks.zip(b_chunks) {
+        for (lane, (a, b)) in lanes.iter_mut().zip(a.iter().zip(b)) {
+            *lane += a * b;
+        }
+    }
+    lanes.iter().sum::<f64>() + rest
 }
 
 fn centre(values: &[f64]) -> Vec<f64> {

@@ -67,6 +67,14 @@ pub struct Agreement {
 }
 
 impl Agreement {
+    /// Mean of Kendall's tau over pairs of runs alone.
+    pub fn tau_of(runs: &[Vec<f64>]) -> f64 {
+        let pairs = (0..runs.len()).flat_map(|i| (0..i).map(move |j| (i, j)));
+        let taus = pairs.map(|(i, j)| kendall_tau(&runs[i], &runs[j]));
+        let values: Vec<f64> = taus.filter(|tau| tau.is_finite()).collect();
+        values.iter().sum::<f64>() / values.len() as f64
+    }
+
     /// `runs` holds one list of times per run, all of the same things; there is at least one run.
     pub fn of(runs: &[Vec<f64>], n_bootstrap: usize, rng: &mut impl Rng) -> Self {
         let ranked: Vec<Vec<f64>> = runs.iter().map(|times| ranks(times)).collect();

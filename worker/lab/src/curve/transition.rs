@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{
     abruptness::{abruptness, isotonic, slope_ratio},
-    fit::{Fits, Logistics, Model, Points},
+    fit::{Design, Fits, Logistics, Model, Points},
     least_squares::levenberg_marquardt,
 };
 use crate::random;
@@ -35,6 +35,19 @@ pub fn spans_decades(y: &[f64]) -> bool {
     let max = y.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let min = y.iter().copied().fold(f64::INFINITY, f64::min);
     min > 0.0 && max / min >= 100.0
+}
+
+/// The design of the last curve's abscissae, which is mostly that of the next one.
+#[derive(Default)]
+pub struct Known(Option<(Vec<f64>, Design)>);
+
+impl Known {
+    fn fits(&mut self, points: Points<'_>) -> Fits {
+        if self.0.as_ref().is_none_or(|(x, _)| x != points.x) {
+            self.0 = Some((points.x.to_vec(), Design::new(points.x)));
+        }
+        self.0.as_ref().map_or_else(|| Fits::new(points), |(_, d)| Fits::over(d, points))
+    }
 }
 
 /// What the test says about one curve. Steps are NaN where they mean nothing.
@@ -73,31 +86,34 @@ pub struct Transition {
 impl Transition {
     /// Tests the curve `values` over ascending `steps`; non-finite values are left out.
     pub fn test(steps: &[u64], values: &[f64], options: Options, rng: &mut impl Rng) -> Self {
-        let kept: Vec<(u64, f64)> = steps
-            .iter()
-            .zip(values)
-            .filter(|(_, value)| value.is_finite())
-            .map(|(&step, &value)| (step, value))
-            .collect();
-        let raw: Vec<f64> = kept.iter().map(|point| point.1).collect();
+        Self::test_with(&mut Known::default(), steps, values, options, rng)
+    }
+
+    /// The same for one of many curves: what depends on the steps alone is computed once.
+    pub fn test_with(
+        known: &mut Known,
+        steps: &[u64],
+        values: &[f64],
+        options: Options,
+        rng: &mut impl Rng,
+    ) -> Self {
+        let raw: Vec<f64> = values.iter().copied().filter(|value| value.is_finite()).collect();
         let log_y = options.log_y.unwrap_or_else(|| spans_decades(&raw));
-        // ln of a value that is not positive is dropped like any other missing value.
-        let (x, y): (Vec<f64>, Vec<f64>) = kept
-            .iter()
-            .map(|&(step, value)| {
-                (axis(step, options.log_x), if log_y { value.ln() } else { value })
-            })
-            .filter(|(_, y)| y.is_finite())
-            .unzip();
+        let (x, y) = coordinates(steps, values, options.log_x, log_y);
         let points = Points { x: &x, y: &y };
         if y.len() < MIN_POINTS || points.y_range() == 0.0 {
             return Self::undefined(y.len(), log_y);
         }
-        Self::of_points(points, log_y, options, rng)
+        Self::of_points(known.fits(points), points, log_y, options, rng)
     }
 
-    fn of_points(points: Points<'_>, log_y: bool, options: Options, rng: &mut impl Rng) -> Self {
-        let fits = Fits::new(points);
+    fn of_points(
+        fits: Fits,
+        points: Points<'_>,
+        log_y: bool,
+        options: Options,
+        rng: &mut impl Rng,
+    ) -> Self {
         let logistic = fits.get(Model::Logistic);
         let (amplitude, x0) = (logistic.parameters[1], logistic.parameters[2]);
         let w = logistic.parameters[3].exp();
@@ -142,6 +158,41 @@ impl Transition {
         }
     }
 
+    /// Onset and midpoint (as steps) of `n` curves that differ from the tested one by resampled residuals of its
+    /// logistic; none if nothing was fitted. `values` are what was tested, with the same options.
+    pub fn resampled_times(
+        &self,
+        steps: &[u64],
+        values: &[f64],
+        options: Options,
+        rng: &mut impl Rng,
+    ) -> Vec<[f64; 2]> {
+        let Some(fits) = &self.fits else { return Vec::new() };
+        let (x, y) = coordinates(steps, values, options.log_x, self.log_y);
+        let points = Points { x: &x, y: &y };
+        let logistic = fits.get(Model::Logistic);
+        let fitted: Vec<f64> = x.iter().map(|&x| logistic.value(x)).collect();
+        let step = |x: f64| if options.log_x { x.exp() - 1.0 } else { x };
+        (0..options.n_bootstrap)
+            .map(|_| {
+                let copy = resampled(&y, &fitted, &fitted, rng);
+                let curve = Logistics::new(points);
+                let p = levenberg_marquardt(&curve, &x, &copy, &logistic.parameters, 30).0;
+                [step(p[2] - 9f64.ln() * p[3].exp()), step(p[2])]
+            })
+            .collect()
+    }
+
+    /// Midpoint of a curve like the tested one: its logistic, refined on `values` (finite, not in logarithms). NaN if nothing was fitted.
+    pub fn midpoint_of(&self, steps: &[u64], values: &[f64], log_x: bool) -> f64 {
+        let Some(fits) = &self.fits else { return f64::NAN };
+        let (x, y) = coordinates(steps, values, log_x, false);
+        let curve = Logistics::new(Points { x: &x, y: &y });
+        let start = &fits.get(Model::Logistic).parameters;
+        let x0 = levenberg_marquardt(&curve, &x, &y, start, 30).0[2];
+        if log_x { x0.exp() - 1.0 } else { x0 }
+    }
+
     fn undefined(n_points: usize, log_y: bool) -> Self {
         Self {
             n_points,
@@ -162,12 +213,18 @@ impl Transition {
     }
 }
 
+/// Finite points on the axes of the fit; the logarithm of a value that is not positive is missing like any other.
+fn coordinates(steps: &[u64], values: &[f64], log_x: bool, log_y: bool) -> (Vec<f64>, Vec<f64>) {
+    let finite = steps.iter().zip(values).filter(|(_, value)| value.is_finite());
+    let point = |(&step, &value)| (axis(step, log_x), if log_y { f64::ln(value) } else { value });
+    finite.map(point).filter(|(_, y)| y.is_finite()).unzip()
+}
+
 fn axis(step: u64, log_x: bool) -> f64 {
     if log_x { (step as f64 + 1.0).ln() } else { step as f64 }
 }
 
-/// 2.5 and 97.5 % quantiles of `statistic` over curves made of `fitted` plus residuals resampled in
-/// blocks of about n^(1/3) neighbours, which keeps their correlation.
+/// 2.5 and 97.5 % quantiles of `statistic` over [`resampled`] curves.
 fn bootstrap(
     y: &[f64],
     fitted: &[f64],
@@ -178,22 +235,50 @@ fn bootstrap(
     if n_bootstrap == 0 {
         return [f64::NAN; 2];
     }
-    let n = y.len();
-    let residuals: Vec<f64> = y.iter().zip(fitted).map(|(y, f)| y - f).collect();
-    let block = (n as f64).cbrt().ceil() as usize;
-    let mut statistics: Vec<f64> = (0..n_bootstrap)
-        .map(|_| {
-            let mut resampled = Vec::with_capacity(n + block);
-            while resampled.len() < n {
-                let start = random::below(rng, (n - block + 1) as u64) as usize;
-                resampled.extend_from_slice(&residuals[start..start + block]);
-            }
-            let curve: Vec<f64> = fitted.iter().zip(&resampled).map(|(f, r)| f + r).collect();
-            statistic(&curve)
-        })
-        .collect();
+    let mut statistics: Vec<f64> =
+        (0..n_bootstrap).map(|_| statistic(&resampled(y, fitted, fitted, rng))).collect();
     statistics.sort_by(f64::total_cmp);
     [0.025, 0.975].map(|q| quantile(&statistics, q))
+}
+
+/// `centre` plus residuals of `y` around `fitted`, resampled in blocks of about n^(1/3) neighbours, which keeps
+/// their correlation.
+fn resampled(y: &[f64], fitted: &[f64], centre: &[f64], rng: &mut impl Rng) -> Vec<f64> {
+    let n = y.len();
+    let block = (n as f64).cbrt().ceil() as usize;
+    let mut places = Vec::with_capacity(n + block);
+    while places.len() < n {
+        let start = random::below(rng, (n - block + 1) as u64) as usize;
+        places.extend(start..start + block);
+    }
+    centre.iter().zip(places).map(|(centre, at)| centre + y[at] - fitted[at]).collect()
+}
+
+/// The place between points, counted from 0, at which half of the change from the first to the last value is done
+/// for the first time.
+pub fn half_change(values: &[f64]) -> f64 {
+    let (Some(first), Some(last)) = (values.first(), values.last()) else { return f64::NAN };
+    let done = |value: f64| (value - first) / (last - first);
+    let Some(at) = values.iter().position(|&value| done(value) >= 0.5) else { return f64::NAN };
+    let before = done(values[at.saturating_sub(1)]);
+    // The first value has done nothing, so `at` is not 0 unless there is no change.
+    at as f64 - (done(values[at]) - 0.5) / (done(values[at]) - before)
+}
+
+/// A curve without a transition that is otherwise like the tested one, `values` over `steps`, all finite and not in logarithms: the
+/// better of line and power law, with the residuals around the isotonic regression resampled in blocks. `None` if nothing was fitted.
+pub fn smooth_copy(
+    found: &Transition,
+    steps: &[u64],
+    values: &[f64],
+    log_x: bool,
+    rng: &mut impl Rng,
+) -> Option<Vec<f64>> {
+    let fits = found.fits.as_ref()?;
+    let [line, power] = [Model::Linear, Model::PowerLaw].map(|model| fits.get(model));
+    let better = if power.bic < line.bic { power } else { line };
+    let centre: Vec<f64> = steps.iter().map(|&step| better.value(axis(step, log_x))).collect();
+    Some(resampled(values, &isotonic(values), &centre, rng))
 }
 
 /// Linear interpolation between order statistics (numpy's default).

@@ -4,6 +4,7 @@
 //! Invariant: every generator is a pure function of its arguments and a seed.
 
 pub mod addition;
+pub mod bpe;
 pub mod ioi;
 pub mod modular;
 pub mod parity;

@@ -1,6 +1,6 @@
-//! Text as bytes, cut into a part to train on and a part to measure on, and random windows of it.
+//! A text's tokens, cut into a part to train on and a part to measure on, and random windows of it.
 //!
-//! Main type: [`Text`]. Token `b` is byte `b`, so every text has the same 256 tokens. [`SHAKESPEARE`] ships with
+//! Main type: [`Text`], whatever its tokens are (bytes, `bpe`, or those of a model's tokenizer). [`SHAKESPEARE`] ships with
 //! the crate; `text/make.py` wrote it. Invariant: the two parts do not overlap, and no window leaves its part.
 
 use std::sync::LazyLock;
@@ -13,9 +13,6 @@ use crate::{
     sequence::first_rows,
     subject::TextCodec,
 };
-
-/// Number of byte tokens.
-pub const D_VOCAB: i64 = 256;
 
 /// The first 458 624 bytes of a collection of Shakespeare's plays (public domain).
 pub static SHAKESPEARE: LazyLock<Vec<u8>> = LazyLock::new(|| {
@@ -55,34 +52,46 @@ impl TextCodec for Bytes {
 /// A text on a device.
 #[derive(Debug)]
 pub struct Text {
-    /// u8 `[n_train]`
+    /// i64 `[n_train]`
     train: Tensor,
-    /// u8 `[n_test]`
+    /// i64 `[n_test]`
     test: Tensor,
     n_ctx: i64,
+    /// What every window begins with, in place of the token that stands there.
+    bos: Option<i64>,
+}
+
+/// The part of a text to train on, and the last `frac_test` of it.
+pub fn split<T>(text: &[T], frac_test: f64) -> (&[T], &[T]) {
+    let n_test = (text.len() as f64 * frac_test).round() as usize;
+    text.split_at(text.len() - n_test.min(text.len()))
 }
 
 impl Text {
-    /// Keeps the last `frac_test` of the text for measuring; windows have `n_ctx` bytes.
+    /// Windows of `n_ctx` tokens, the first one of each `bos` if there is one.
     ///
     /// # Errors
     /// [`Error::Params`] if a part is shorter than one window.
-    pub fn new(text: &[u8], frac_test: f64, n_ctx: i64, device: Device) -> Result<Self> {
-        let n_test = (text.len() as f64 * frac_test).round() as usize;
-        let (train, test) = text.split_at(text.len() - n_test.min(text.len()));
+    pub fn new(
+        train: &[i64],
+        test: &[i64],
+        n_ctx: i64,
+        bos: Option<i64>,
+        device: Device,
+    ) -> Result<Self> {
         for (part, name) in [(train, "training"), (test, "test")] {
             if (part.len() as i64) < n_ctx {
                 return Err(Error::params(
                     "text",
                     format!(
-                        "{} bytes in the {name} part, expected at least n_ctx {n_ctx}",
+                        "{} tokens in the {name} part, expected at least n_ctx {n_ctx}",
                         part.len()
                     ),
                 ));
             }
         }
         let tensor = |part| Tensor::from_slice(part).to_device(device);
-        Ok(Self { train: tensor(train), test: tensor(test), n_ctx })
+        Ok(Self { train: tensor(train), test: tensor(test), n_ctx, bos })
     }
 
     /// Windows of the training part at random places, i64 `[(n_models,) n_rows, n_ctx]`.
@@ -101,7 +110,7 @@ impl Text {
         self.windows(&self.test, &self.spread(&self.test, n))
     }
 
-    /// First bytes of `n` windows from the beginning to the end of a part, i64 `[n, 1]`.
+    /// First tokens of `n` windows from the beginning to the end of a part, i64 `[n, 1]`.
     fn spread(&self, part: &Tensor, n: u64) -> Tensor {
         let last = part.size()[0] - self.n_ctx;
         let index = first_rows(n, part.device()).unsqueeze(-1);
@@ -111,7 +120,11 @@ impl Text {
     /// `places`: i64 `[(n_models,) n_rows, 1]`.
     fn windows(&self, part: &Tensor, places: &Tensor) -> Tensor {
         let index = places + Tensor::arange(self.n_ctx, (Kind::Int64, part.device()));
-        part.index_select(0, &index.reshape([-1])).view_as(&index).to_kind(Kind::Int64)
+        let windows = part.index_select(0, &index.reshape([-1])).view_as(&index);
+        if let Some(bos) = self.bos {
+            let _ = windows.select(-1, 0).fill_(bos);
+        }
+        windows
     }
 }
 
@@ -121,11 +134,12 @@ mod tests {
 
     #[test]
     fn windows_stay_in_their_part() {
-        let text: Vec<u8> = (0..100).collect();
-        let text = Text::new(&text, 0.2, 5, Device::Cpu).unwrap();
+        let tokens: Vec<i64> = (0..100).collect();
+        let (train, test) = split(&tokens, 0.2);
+        let text = Text::new(train, test, 5, None, Device::Cpu).unwrap();
         let ends = |windows: &Tensor| {
             let gaps = windows.diff(1, -1, None::<Tensor>, None::<Tensor>);
-            assert!(gaps.eq(1).all().int64_value(&[]) == 1, "consecutive bytes");
+            assert!(gaps.eq(1).all().int64_value(&[]) == 1, "consecutive tokens");
             (windows.min().int64_value(&[]), windows.max().int64_value(&[]))
         };
         let places = Counter::new(&[1, 2], "test", Device::Cpu);
@@ -135,7 +149,10 @@ mod tests {
         assert_eq!(ends(&text.train_windows(7)), (0, 79));
         assert_eq!(ends(&text.test_windows(7)), (80, 99));
         assert_eq!(ends(&text.test_windows(1)), (80, 84));
-        assert!(Text::new(b"short", 0.2, 5, Device::Cpu).is_err());
+        assert!(Text::new(&tokens[..9], &tokens[9..10], 5, None, Device::Cpu).is_err());
+        let led = Text::new(train, test, 5, Some(7), Device::Cpu).unwrap();
+        let row = Vec::<i64>::try_from(led.test_windows(1).get(0)).unwrap();
+        assert_eq!(row, [7, 81, 82, 83, 84]);
     }
 
     #[test]

@@ -4,7 +4,9 @@
 //! Nothing: it writes `activations.safetensors` with one tensor per wanted name, in TransformerLens' names and
 //! shapes (`blocks.0.attn.hook_pattern` is `[batch, head, query, key]`, `logits` is `[batch, position,
 //! vocabulary]`), in the model's element type, rows in the order given. `*` for a block's number means every
-//! block. Metadata entries say what was run: `tokens` (JSON), `prepend_bos`, `step`, `weights_hash`,
+//! block. Names are those of `HookedTransformer`, with the hooks that it fires on demand (`hook_q_input`), and those
+//! that `TransformerBridge` adds (`blocks.0.ln1.hook_out`, `hook_unembed`); `hook_normalized` is the quotient before the
+//! norm's weight and bias. Metadata entries say what was run: `tokens` (JSON), `prepend_bos`, `step`, `weights_hash`,
 //! `processing`, and `tokenizer_hash` where there is a tokenizer. The metrics `n_tokens` and `n_bytes` say how
 //! much it was.
 //!
@@ -17,9 +19,10 @@
 
 use std::collections::BTreeMap;
 
-use sweep_lens::{Config, Hook, Kind, Norm, Site, Tensor, checkpoint::encode_tensors};
+use sweep_lens::{Config, Device, Hook, Kind, Tensor, checkpoint::encode_tensors};
 
 use crate::{
+    activation_names::{self, Source},
     card::{Card, MetricDef, Requires, Stage, Unit},
     error::{Error, Result},
     experiment::{Analysis, Experiment, Inputs, Observer, Subject, TokenSet},
@@ -90,46 +93,26 @@ impl Experiment for Activations {
             rows_per_batch: plan.rows_per_batch(config),
             last_position_only: false,
         };
-        let recorder =
-            Recorder { metadata: metadata(subject, &prompts)?, plan, found: BTreeMap::new() };
+        let recorder = Recorder::new(plan, subject, &prompts)?;
         Ok(Analysis::Observe(tokens, Box::new(recorder)))
     }
 }
 
-/// What is wanted: an activation, or the logits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Wanted {
-    Hook(Hook),
-    Logits,
-}
-
-impl Wanted {
-    fn name(self) -> String {
-        match self {
-            Self::Hook(hook) => hook.to_string(),
-            Self::Logits => "logits".to_owned(),
-        }
-    }
-}
-
-/// Finds what the names mean for this model; a name may stand for several activations.
-fn resolve(names: &[String], config: &Config) -> Result<Vec<Wanted>> {
+/// Finds what the names mean for this model, by name; a name may stand for several activations.
+fn resolve(names: &[String], config: &Config) -> Result<BTreeMap<String, Source>> {
     if names.is_empty() {
         return Err(Error::params("names", "expected at least one name, found none"));
     }
-    let known: Vec<Wanted> =
-        config.hooks().into_iter().map(Wanted::Hook).chain([Wanted::Logits]).collect();
-    let mut wanted = Vec::new();
+    let (own, others) = (activation_names::own(config), activation_names::others(config));
+    let mut wanted = BTreeMap::new();
     for name in names {
-        let found: Vec<Wanted> =
-            known.iter().copied().filter(|known| fits(name, &known.name())).collect();
+        let found: Vec<_> =
+            own.iter().chain(&others).filter(|(known, _)| fits(name, known)).cloned().collect();
         if found.is_empty() {
-            return Err(unknown(name, &known));
+            return Err(unknown(name, &own, &others));
         }
         wanted.extend(found);
     }
-    wanted.sort_unstable();
-    wanted.dedup();
     Ok(wanted)
 }
 
@@ -143,69 +126,35 @@ fn fits(pattern: &str, name: &str) -> bool {
     pattern.starts_with("blocks.*.") && rest(pattern).is_some_and(|site| rest(name) == Some(site))
 }
 
-fn unknown(name: &str, known: &[Wanted]) -> Error {
-    let parsed = name.parse::<Hook>();
-    let mut close: Vec<(usize, String)> = known
+fn unknown(name: &str, own: &[(String, Source)], others: &[(String, Source)]) -> Error {
+    let mut close: Vec<(usize, &str)> = own
         .iter()
-        .map(|known| (strsim::damerau_levenshtein(name, &known.name()), known.name()))
+        .chain(others)
+        .map(|(known, _)| (strsim::damerau_levenshtein(name, known), known.as_str()))
         .filter(|(distance, known)| *distance <= 2 + known.len() / 5)
         .collect();
-    close.sort();
+    close.sort_unstable();
     let hint = if let Some((_, first)) = close.first() {
         format!("did you mean `{first}`?")
     } else {
-        let is_of_a_later_block = |known: &&Wanted| matches!(known, Wanted::Hook(hook) if hook.layer().is_some_and(|layer| layer > 0));
-        let names: Vec<String> =
-            known.iter().filter(|k| !is_of_a_later_block(k)).map(|k| k.name()).collect();
+        let is_of_a_later_block =
+            |source: &Source| source.hook().and_then(Hook::layer).is_some_and(|layer| layer > 0);
+        let names: Vec<&str> = own
+            .iter()
+            .filter(|(_, source)| !is_of_a_later_block(source))
+            .map(|(name, _)| name.as_str())
+            .collect();
         format!("it has {}, and so on for every block", names.join(", "))
     };
-    match parsed {
+    match name.parse::<Hook>() {
         Ok(_) => Error::Unsupported(format!("this model has no activation `{name}`: {hint}")),
         Err(_) => Error::params("names", format!("no activation is called `{name}`: {hint}")),
     }
 }
 
-/// Shape of an activation for `batch` rows of `pos` tokens.
-fn shape(wanted: Wanted, config: &Config, batch: i64, pos: i64) -> Vec<i64> {
-    let Config { d_model, d_mlp, d_head, n_heads, n_key_value_heads, .. } = *config;
-    let site = match wanted {
-        Wanted::Logits => return vec![batch, pos, config.d_vocab_out],
-        Wanted::Hook(Hook::Embed | Hook::PosEmbed | Hook::LnFinal(Norm::Normalized)) => {
-            return vec![batch, pos, d_model];
-        }
-        Wanted::Hook(Hook::LnFinal(Norm::Scale)) => return vec![batch, pos, 1],
-        Wanted::Hook(Hook::Block { site, .. }) => site,
-    };
-    match site {
-        Site::ResidPre
-        | Site::ResidMid
-        | Site::ResidPost
-        | Site::AttnOut
-        | Site::MlpOut
-        | Site::Ln1(Norm::Normalized)
-        | Site::Ln2(Norm::Normalized) => vec![batch, pos, d_model],
-        Site::Ln1(Norm::Scale)
-        | Site::Ln2(Norm::Scale)
-        | Site::MlpLn(Norm::Scale)
-        | Site::QNorm(Norm::Scale)
-        | Site::KNorm(Norm::Scale) => vec![batch, pos, 1],
-        Site::QNorm(Norm::Normalized) => vec![batch, pos, n_heads * d_head],
-        Site::KNorm(Norm::Normalized) => vec![batch, pos, n_key_value_heads * d_head],
-        Site::Q | Site::RotQ | Site::Z => vec![batch, pos, n_heads, d_head],
-        Site::K | Site::V | Site::RotK => vec![batch, pos, n_key_value_heads, d_head],
-        Site::AttnScores | Site::Pattern => vec![batch, n_heads, pos, pos],
-        Site::Result => vec![batch, pos, n_heads, d_model],
-        Site::MlpPre
-        | Site::MlpPreLinear
-        | Site::MlpMid
-        | Site::MlpPost
-        | Site::MlpLn(Norm::Normalized) => vec![batch, pos, d_mlp],
-    }
-}
-
 /// What will be written, and how large it is.
 struct Plan {
-    wanted: Vec<Wanted>,
+    wanted: BTreeMap<String, Source>,
     n_rows: i64,
     length: i64,
     kind: Kind,
@@ -213,14 +162,18 @@ struct Plan {
 
 impl Plan {
     /// Bytes of one wanted tensor for `batch` rows.
-    fn n_bytes(&self, wanted: Wanted, config: &Config, batch: i64) -> u64 {
-        let sizes = shape(wanted, config, batch, self.length);
-        let element = self.kind.elt_size_in_bytes() as u64;
+    fn n_bytes(&self, wanted: &Source, config: &Config, batch: i64) -> u64 {
+        let sizes = wanted.shape(config, batch, self.length);
+        let kind = match wanted {
+            Source::Tokens | Source::Positions => Kind::Int64,
+            _ => self.kind,
+        };
+        let element = kind.elt_size_in_bytes() as u64;
         sizes.into_iter().fold(element, |product, size| product.saturating_mul(size.unsigned_abs()))
     }
 
     fn total_bytes(&self, config: &Config, batch: i64) -> u64 {
-        let sizes = self.wanted.iter().map(|&wanted| self.n_bytes(wanted, config, batch));
+        let sizes = self.wanted.values().map(|wanted| self.n_bytes(wanted, config, batch));
         sizes.fold(0, u64::saturating_add)
     }
 
@@ -230,10 +183,10 @@ impl Plan {
             return Ok(());
         }
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-        let largest = self.wanted.iter().max_by_key(|&&w| self.n_bytes(w, config, self.n_rows));
-        let largest = largest.map_or_else(String::new, |&wanted| {
-            let bytes = self.n_bytes(wanted, config, self.n_rows);
-            format!(" (`{}` alone {} MiB)", wanted.name(), mib(bytes))
+        let sizes =
+            self.wanted.iter().map(|(name, w)| (self.n_bytes(w, config, self.n_rows), name));
+        let largest = sizes.max().map_or_else(String::new, |(bytes, name)| {
+            format!(" (`{name}` alone {} MiB)", mib(bytes))
         });
         Err(Error::params(
             "max_mib",
@@ -276,51 +229,90 @@ fn metadata(subject: &Subject<'_>, prompts: &Prompts) -> Result<BTreeMap<String,
 struct Recorder {
     plan: Plan,
     metadata: BTreeMap<String, String>,
-    found: BTreeMap<Wanted, Tensor>,
+    /// Weight and bias of the norms whose result is wanted, by the norm's name.
+    norms: BTreeMap<String, [Option<Tensor>; 2]>,
+    found: BTreeMap<String, Tensor>,
 }
 
 impl Recorder {
-    fn record(&mut self, wanted: Wanted, first_row: i64, rows: &Tensor) {
+    fn new(plan: Plan, subject: &Subject<'_>, prompts: &Prompts) -> Result<Self> {
+        let (config, weights) = (subject.model.config(), subject.model.weights());
+        let mut norms = BTreeMap::new();
+        let mut found = BTreeMap::new();
+        for (name, source) in &plan.wanted {
+            let fixed = match source {
+                Source::Normed(_, norm) => {
+                    let parameter = |part: &str| {
+                        weights.get(&format!("{norm}.{part}")).map(Tensor::shallow_clone)
+                    };
+                    norms.insert(norm.clone(), [parameter("w"), parameter("b")]);
+                    None
+                }
+                Source::Tokens => Some(prompts.padded()),
+                Source::Positions => {
+                    Some(Tensor::arange(plan.length, (Kind::Int64, Device::Cpu)).unsqueeze(0))
+                }
+                Source::Cos => config.rotary_tables(plan.length).map(|(cos, _)| cos),
+                Source::Sin => config.rotary_tables(plan.length).map(|(_, sin)| sin),
+                Source::Hook(_) | Source::PerHead(..) | Source::Logits => None,
+            };
+            found.extend(fixed.map(|tensor| (name.clone(), tensor)));
+        }
+        Ok(Self { metadata: metadata(subject, prompts)?, plan, norms, found })
+    }
+
+    /// Keeps what is made of one activation, or of the logits.
+    fn record(&mut self, is_wanted: impl Fn(&Source) -> bool, first_row: i64, rows: &Tensor) {
         let n_rows = self.plan.n_rows;
-        let place = self.found.entry(wanted).or_insert_with(|| {
-            let mut size = rows.size();
-            size[0] = n_rows;
-            Tensor::empty(&size, (rows.kind(), sweep_lens::Device::Cpu))
-        });
-        place.narrow(0, first_row, rows.size()[0]).copy_(&rows.detach());
+        for (name, source) in self.plan.wanted.iter().filter(|(_, source)| is_wanted(source)) {
+            let rows = match source {
+                Source::Normed(_, norm) => match &self.norms[norm] {
+                    [Some(w), Some(b)] => rows * w + b,
+                    [Some(w), None] => rows * w,
+                    [None, _] => rows.shallow_clone(),
+                },
+                // [batch, pos, head, d_model]
+                Source::PerHead(_, heads) => rows.unsqueeze(2).expand([-1, -1, *heads, -1], false),
+                _ => rows.shallow_clone(),
+            };
+            let place = self.found.entry(name.clone()).or_insert_with(|| {
+                let mut size = rows.size();
+                size[0] = n_rows;
+                Tensor::empty(&size, (rows.kind(), Device::Cpu))
+            });
+            place.narrow(0, first_row, rows.size()[0]).copy_(&rows.detach());
+        }
     }
 }
 
 impl Observer for Recorder {
     fn wants(&self, hook: Hook) -> bool {
-        self.plan.wanted.binary_search(&Wanted::Hook(hook)).is_ok()
+        self.plan.wanted.values().any(|source| source.hook() == Some(hook))
     }
 
     fn wants_logits(&self) -> bool {
-        self.plan.wanted.contains(&Wanted::Logits)
+        self.plan.wanted.values().any(|source| *source == Source::Logits)
     }
 
     fn see(&mut self, hook: Hook, first_row: i64, activation: &Tensor) -> Result<()> {
-        self.record(Wanted::Hook(hook), first_row, activation);
+        self.record(|source| source.hook() == Some(hook), first_row, activation);
         Ok(())
     }
 
     fn logits(&mut self, first_row: i64, logits: &Tensor) -> Result<()> {
-        self.record(Wanted::Logits, first_row, logits);
+        self.record(|source| *source == Source::Logits, first_row, logits);
         Ok(())
     }
 
     fn finish(self: Box<Self>, cx: &mut Context<'_>) -> Result<()> {
-        let Self { plan, metadata, found } = *self;
-        if let Some(missing) = plan.wanted.iter().find(|wanted| !found.contains_key(wanted)) {
-            return Err(Error::Input(format!("the forward pass gave no `{}`", missing.name())));
+        let Self { plan, metadata, found, .. } = *self;
+        if let Some(missing) = plan.wanted.keys().find(|name| !found.contains_key(*name)) {
+            return Err(Error::Input(format!("the forward pass gave no `{missing}`")));
         }
         cx.metric("n_tokens", (plan.n_rows * plan.length) as f64)?;
-        let named: Vec<(String, Tensor)> =
-            found.into_iter().map(|(wanted, tensor)| (wanted.name(), tensor)).collect();
-        let file =
-            encode_tensors(named.iter().map(|(name, tensor)| (name.as_str(), tensor)), &metadata)?;
-        drop(named);
+        let named = found.iter().map(|(name, tensor)| (name.as_str(), tensor));
+        let file = encode_tensors(named, &metadata)?;
+        drop(found);
         cx.metric("n_bytes", file.len() as f64)?;
         cx.artifact("activations.safetensors", file)
     }

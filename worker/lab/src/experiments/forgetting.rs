@@ -14,7 +14,8 @@
 //! happens; `barrier` of each task on the straight line from the base to that checkpoint (D33).
 //!
 //! # Interpretation
-//! Accuracy that falls while `probe_first` stays is an answer that is no longer read out, not knowledge that is gone.
+//! Accuracy that falls while `probe_first` stays is an answer that is no longer read out, not knowledge that is gone. Of modular
+//! tasks that are made of the same waves a model that never saw the first one has a `probe_first` near 1 too: compare with the control.
 //! `relearn_steps` below `learn_steps` says the same with weights. Transfer needs the control: a run with
 //! `switch_step` 0 has as `transfer_steps` the time from scratch. Steps are as fine as checkpoints are.
 //!

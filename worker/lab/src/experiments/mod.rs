@@ -11,6 +11,7 @@ pub mod cka;
 pub mod composition;
 pub mod copy_score;
 pub mod copying;
+pub mod curve_clusters;
 pub mod diff_examples;
 pub mod digit_order;
 pub mod digit_phases;
@@ -21,6 +22,7 @@ pub mod grok_predict;
 pub mod grokking_phases;
 pub mod grokking_progress;
 pub mod head_detector;
+pub mod head_lifelines;
 pub mod hessian;
 pub mod in_context_learning;
 pub mod induction_heads;
@@ -32,21 +34,26 @@ pub mod ioi_attention;
 pub mod ioi_dla;
 pub mod knockout_delay;
 pub mod lambada;
+pub mod lead_lag;
 pub mod llc;
 pub mod logit_lens;
+pub mod loss_pca;
 pub mod max_act_overlap;
 pub mod max_activating;
 pub mod mode_connectivity;
 pub mod multiple_choice;
 pub mod neuron_formation;
 pub mod neuron_stats;
+pub mod order;
 pub mod output_similarity;
 pub mod patch_recovery;
 pub mod path_patching;
 pub mod pca;
 pub mod per_token_loss;
 pub mod phase_transition;
+pub mod predict_pair;
 pub mod quanta;
+pub mod quanta_clusters;
 pub mod rebasin;
 pub mod rebasin_search;
 pub mod representation;
@@ -70,6 +77,7 @@ pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &composition::Composition,
     &copy_score::CopyScore,
     &copying::Copying,
+    &curve_clusters::CurveClusters,
     &diff_examples::DiffExamples,
     &digit_order::DigitOrder,
     &digit_phases::DigitPhases,
@@ -80,6 +88,7 @@ pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &grokking_phases::GrokkingPhases,
     &grokking_progress::GrokkingProgress,
     &head_detector::HeadDetector,
+    &head_lifelines::HeadLifelines,
     &hessian::Hessian,
     &in_context_learning::InContextLearning,
     &induction_heads::InductionHeads,
@@ -91,21 +100,26 @@ pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &ioi_dla::IoiDla,
     &knockout_delay::KnockoutDelay,
     &lambada::Lambada,
+    &lead_lag::LeadLag,
     &llc::Llc,
     &logit_lens::LogitLens,
+    &loss_pca::LossPca,
     &max_act_overlap::MaxActOverlap,
     &max_activating::MaxActivating,
     &mode_connectivity::ModeConnectivity,
     &multiple_choice::MultipleChoice,
     &neuron_formation::NeuronFormation,
     &neuron_stats::NeuronStats,
+    &order::Order,
     &output_similarity::OutputSimilarity,
     &patch_recovery::PatchRecovery,
     &path_patching::PathPatching,
     &pca::Pca,
     &per_token_loss::PerTokenLoss,
     &phase_transition::PhaseTransition,
+    &predict_pair::PredictPair,
     &quanta::Quanta,
+    &quanta_clusters::QuantaClusters,
     &rebasin::Rebasin,
     &rebasin_search::RebasinSearch,
     &representation::Representation,

@@ -180,7 +180,7 @@ fn turn_angle(window: &[Vec<f64>]) -> f64 {
 }
 
 /// Components `[k, …]` and mean of every part of a row, as f32 safetensors.
-fn basis_file(found: &Components, shapes: &[(String, Vec<i64>)]) -> Result<Vec<u8>> {
+pub(super) fn basis_file(found: &Components, shapes: &[(String, Vec<i64>)]) -> Result<Vec<u8>> {
     let k = found.basis.size()[0];
     let mut start = 0;
     let mut tensors = Vec::new();

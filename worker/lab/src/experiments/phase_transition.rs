@@ -26,7 +26,7 @@ use crate::{
     card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
     curve::{
         fit::Model,
-        transition::{Options, Transition},
+        transition::{Known, Options, Transition},
     },
     error::Result,
     experiment::{Experiment, Inputs},
@@ -92,11 +92,12 @@ impl Experiment for PhaseTransition {
             n_bootstrap: params.n_bootstrap as usize,
         };
         let cells = series.cells();
+        let mut known = Known::default();
         let mut found = Vec::with_capacity(cells.len());
         for (index, cell) in cells.iter().enumerate() {
             // A stream per cell: results do not depend on which other cells there are.
             let mut rng = random::stream(params.seed, &format!("phase-transition/{}", cell.label));
-            found.push(Transition::test(&steps, &cell.values, options, &mut rng));
+            found.push(Transition::test_with(&mut known, &steps, &cell.values, options, &mut rng));
             cx.progress(index as u64 + 1, cells.len() as u64)?;
         }
         let labels: Vec<&str> = cells.iter().map(|cell| cell.label.as_str()).collect();

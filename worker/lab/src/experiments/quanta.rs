@@ -13,7 +13,8 @@
 //! near 1 and `exponent_of_sum` near `exponent`. In the quantization model frequent cells come first
 //! (`rank_correlation` near 1 if cells are in order of frequency) and the exponent in steps is
 //! `alpha / (alpha + 1)` while cells are left to learn. Cells that never fall below the fraction are not
-//! learned: they count in `n_learned` only by their absence, and have no steps.
+//! learned: they count in `n_learned` only by their absence, and have no steps. Where no cells are known beforehand,
+//! `quanta-clusters` finds them.
 //!
 //! # Source
 //! Michaud, Liu, Girit, Tegmark 2023, arXiv 2303.13506; sigmoid test as in `phase-transition`.
@@ -104,17 +105,17 @@ impl Experiment for Quanta {
 }
 
 /// One cell's story.
-struct Quantum {
-    t_half: f64,
-    step_frac: f64,
+pub(super) struct Quantum {
+    pub(super) t_half: f64,
+    pub(super) step_frac: f64,
     step_frac_smooth: f64,
-    is_transition: bool,
+    pub(super) is_transition: bool,
     /// The sigmoid at every step: the constant mean if the cell cannot be fitted.
     sigmoid: Vec<f64>,
 }
 
 impl Quantum {
-    fn new(steps: &[u64], cell: &Cell, fraction: f64) -> Self {
+    pub(super) fn new(steps: &[u64], cell: &Cell, fraction: f64) -> Self {
         let values = &cell.values;
         let first = values.iter().copied().find(|value| value.is_finite()).unwrap_or(f64::NAN);
         let learned = values.iter().position(|&value| value < fraction * first);
@@ -142,7 +143,7 @@ impl Quantum {
         }
     }
 
-    fn is_learned(&self) -> bool {
+    pub(super) fn is_learned(&self) -> bool {
         !self.t_half.is_nan()
     }
 }

@@ -5,12 +5,13 @@
 //! `barrier_ratio`, `barrier_naive`, `barrier_matched` and `fve` `[pair]`, the smallest ratio first. A pair is an *instance* if
 //! its ratio is below `max_ratio` and its circuit is understood: one frequency explains at least `min_fve` of the neurons'
 //! variance in both models; `n_instances` and `n_pairs` count. `mean_ratio` `[cell]` averages over the pairs of one recipe and
-//! grid point, `mean_ratio_low` and `mean_ratio_high` are 95 % bootstrap intervals over its models. `ranking.csv` and
+//! grid point, `mean_ratio_low` and `mean_ratio_high` are 95 % bootstrap intervals over its models, of which they need three. `ranking.csv` and
 //! `ranking.json` are the table.
 //!
 //! # Interpretation
 //! A small ratio without an understood circuit is a merger of black boxes; a pair without a naive barrier (NaN) needs no
-//! permutation and ranks last.
+//! permutation and ranks last. A neuron that rectifies one wave, `relu(cos u + cos v)`, has overtones: its own frequency explains
+//! .96 of its variance, less if its threshold keeps it silent (.89 at half an amplitude); trained perceptrons end between .7 and .85.
 //!
 //! # Source
 //! Problem of Ainsworth et al. 2022, arXiv 2209.04836, asked of models whose algorithm is known (Nanda et al. 2023).
@@ -40,7 +41,7 @@ params! {
         /// Largest ratio of the matched to the naive barrier.
         max_ratio: f64 = 0.05, min = 0.0;
         /// Least fraction of neuron variance that one frequency explains.
-        min_fve: f64 = 0.9, min = 0.0, max = 1.0;
+        min_fve: f64 = 0.7, min = 0.0, max = 1.0;
         /// Bootstrap resamples of models; 0 gives no intervals.
         n_bootstrap: u64 = 1000, max = 100_000.0;
         /// Seed of the resampling.
@@ -190,7 +191,9 @@ fn emit_settings(pairs: &[Pair], params: &Params, cx: &mut Context<'_>) -> Resul
             });
             mean(&chosen.collect::<Vec<_>>())
         });
-        let [low, high] = interval(samples.collect());
+        // One pair of models says nothing about others.
+        let [low, high] =
+            if models.len() > 2 { interval(samples.collect()) } else { [f64::NAN; 2] };
         lows.push(low);
         highs.push(high);
         cx.progress(index as u64 + 1, settings.len() as u64)?;

@@ -5,6 +5,7 @@
 //! splits are part of an experiment's identity and must not change with a library version.
 
 use rand::Rng;
+use rand_distr::{Distribution, StandardNormal};
 
 pub mod counter;
 
@@ -21,6 +22,11 @@ pub fn below(rng: &mut impl Rng, n: u64) -> u64 {
             return (wide >> 64) as u64;
         }
     }
+}
+
+/// A standard normal number.
+pub fn normal(rng: &mut impl Rng) -> f64 {
+    StandardNormal.sample(rng)
 }
 
 /// A uniformly random order of `0..n` (Fisher-Yates).

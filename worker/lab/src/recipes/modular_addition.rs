@@ -151,8 +151,8 @@ impl Recipe for ModularAddition {
     fn population(&self, _params: &Params, device: Device) -> usize {
         // One CPU thread is bound by arithmetic: 13.7 ms per step for one seed of the demo setting, 14.2 per
         // seed for groups of 2 and 4 (example `train_speed`). A GPU is bound by kernel launches at this
-        // size, so that a group costs little more than one; that number is not measured yet.
-        if device.is_cuda() { 16 } else { 1 }
+        // size, so that a group costs little more than one.
+        if device.is_cuda() { 32 } else { 1 }
     }
 }
 

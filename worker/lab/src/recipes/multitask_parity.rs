@@ -21,8 +21,9 @@ use crate::{
     experiment::TokenSet,
     optimizer::AdamWConfig,
     params::{ParamSet, params},
-    recipe::{Objective, Plan, Recipe},
+    recipe::{Examples, Objective, Plan, Recipe},
     sequence::{self, Sampling, per_model},
+    value::to_vec,
 };
 
 /// See the module documentation.
@@ -170,6 +171,15 @@ impl Objective for Tasks {
     fn reorder(&mut self, seeds: &[u64]) -> bool {
         self.sampling.reorder(seeds);
         true
+    }
+
+    /// A task and its answer are one kind of example: the two answers pull the readout in opposite directions.
+    fn examples(&self) -> Option<Examples> {
+        let (n, n_tasks) = (self.held.labels.numel(), self.frequencies.numel());
+        let labels = self.held.labels.view([-1]);
+        let answers = to_vec(&labels).into_iter().map(|answer| answer as usize);
+        let tasks = answers.enumerate().map(|(index, answer)| 2 * (index * n_tasks / n) + answer);
+        Some(Examples { tokens: self.held.tokens.shallow_clone(), tasks: tasks.collect(), labels })
     }
 
     fn evaluate(&self, model: &Transformer) -> Vec<(&'static str, Tensor)> {

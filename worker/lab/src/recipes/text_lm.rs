@@ -1,29 +1,40 @@
-//! A small language model on text: bytes in, next byte out.
+//! A small language model on text: bytes or byte-pair tokens in, the next one out.
 //!
 //! # What it trains
-//! A small transformer on random windows of a text, loss on every next byte. The text is the parameter `text`, or
-//! 459 kB of Shakespeare that ship with the program. The end of the text is held out.
+//! A small transformer on random windows of a text, loss on every next token. The text is the parameter `text`, or
+//! 459 kB of Shakespeare that ship with the program. Tokens are bytes, and with `n_merges` also the byte pairs that are learned
+//! from the training part. The end of the text is held out.
+//!
+//! With `init_from` a checkpoint of any transformer is fine-tuned with all its weights: where its architecture is
+//! another one than the parameters describe, it is taken as it is, and the text is read by its own tokenizer (with its
+//! beginning-of-sequence token at the start of every window, if it is used to one). Embeddings that were tied are trained apart.
 //!
 //! # Interpretation
 //! The loss falls smoothly through the frequencies of bytes (about 3.3 nats), pairs (about 2.5 nats) and
 //! longer contexts. `loss_position` shows what context is worth: it is flat in position while the model knows
-//! pairs only. `test_loss` above `train_loss` is memorisation.
+//! pairs only. `test_loss` above `train_loss` is memorisation. Losses of other tokens are not comparable: a byte-pair token
+//! is worth several bytes.
 //!
 //! # Source
-//! Karpathy 2015, "The unreasonable effectiveness of recurrent neural networks" (text); token losses over
-//! training as in Olsson et al. 2022, arXiv 2209.11895.
+//! Karpathy 2015, "The unreasonable effectiveness of recurrent neural networks" (text); Sennrich et al. 2016, arXiv
+//! 1508.07909 (byte pairs); token losses over training as in Olsson et al. 2022, arXiv 2209.11895.
 
-use sweep_lens::{Config, Device, Kind, Run, Tensor, Transformer, Weights};
+use sweep_lens::{
+    Architecture as Kin, Config, Device, Kind, Run, Tensor, Transformer, Weights, init,
+};
 
 use crate::{
     card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
-    data::text::{D_VOCAB, SHAKESPEARE, Text},
-    error::Result,
+    data::{
+        bpe::{Bpe, N_BYTES},
+        text::{SHAKESPEARE, Text, split},
+    },
+    error::{Error, Result},
     experiment::TokenSet,
     optimizer::AdamWConfig,
     params::{ParamSet, params},
     random::counter::Counter,
-    recipe::{Objective, Plan, Recipe},
+    recipe::{AnyRecipe, Base, Objective, Plan, Recipe},
     sequence::{
         self, Architecture, NORMALIZATIONS, Sampling, VARIANTS, mean, next_token_nll, per_model,
     },
@@ -42,7 +53,9 @@ params! {
         text: String = String::new();
         /// Fraction of the text, from its end, that is held out.
         frac_test: f64 = 0.1, min = 0.001, max = 0.9;
-        /// Bytes in a window.
+        /// Byte pairs that are tokens besides the 256 bytes.
+        n_merges: u64 = 0, max = 16384.0;
+        /// Tokens in a window.
         n_ctx: i64 = 64, min = 2.0, max = 4096.0;
         /// Kind of blocks.
         variant: String = "gelu".to_owned(), choices = VARIANTS;
@@ -88,14 +101,31 @@ impl Params {
             d_model: self.d_model,
             n_heads: self.n_heads,
             d_mlp: self.d_mlp,
-            d_vocab: D_VOCAB,
+            d_vocab: N_BYTES + self.n_merges as i64,
             n_ctx: self.n_ctx,
         }
     }
 
+    fn bytes(&self) -> &[u8] {
+        if self.text.is_empty() { SHAKESPEARE.as_slice() } else { self.text.as_bytes() }
+    }
+
     fn text(&self, device: Device) -> Result<Text> {
-        let text = if self.text.is_empty() { SHAKESPEARE.as_slice() } else { self.text.as_bytes() };
-        Text::new(text, self.frac_test, self.n_ctx, device)
+        let (train, test) = split(self.bytes(), self.frac_test);
+        let bpe = Bpe::learn(train, self.n_merges as usize);
+        Text::new(&bpe.encode(train), &bpe.encode(test), self.n_ctx, None, device)
+    }
+
+    fn next_token(&self, text: Text, seeds: &[u64], device: Device) -> NextToken {
+        let data_seeds: Vec<u64> =
+            seeds.iter().map(|&seed| u64::try_from(self.data_seed).unwrap_or(seed)).collect();
+        NextToken {
+            sampling: Sampling::new(self.batch, 0, &data_seeds, device),
+            places: Counter::new(&data_seeds, "text-lm/places", device),
+            train: text.train_windows(self.eval_sequences),
+            test: text.test_windows(self.eval_sequences),
+            text,
+        }
     }
 }
 
@@ -104,8 +134,8 @@ impl Recipe for TextLm {
     const CARD: &'static Card = &Card {
         name: NAME,
         version: 1,
-        summary: "Trains a small transformer on the bytes of a text",
-        source: "Karpathy 2015, char-rnn; Olsson et al. 2022, arXiv 2209.11895",
+        summary: "Trains a small transformer, or fine-tunes any, on a text",
+        source: "Karpathy 2015, char-rnn; Sennrich et al. 2016, arXiv 1508.07909 (byte pairs)",
         stage: Stage::Train,
         requires: Requires::ANY,
         params: Params::DEFS,
@@ -138,16 +168,7 @@ impl Recipe for TextLm {
         seeds: &[u64],
         device: Device,
     ) -> Result<Box<dyn Objective>> {
-        let data_seeds: Vec<u64> =
-            seeds.iter().map(|&seed| u64::try_from(params.data_seed).unwrap_or(seed)).collect();
-        let text = params.text(device)?;
-        Ok(Box::new(NextByte {
-            sampling: Sampling::new(params.batch, 0, &data_seeds, device),
-            places: Counter::new(&data_seeds, "text-lm/places", device),
-            train: text.train_windows(params.eval_sequences),
-            test: text.test_windows(params.eval_sequences),
-            text,
-        }))
+        Ok(Box::new(params.next_token(params.text(device)?, seeds, device)))
     }
 
     fn probe(&self, params: &Params, device: Device) -> TokenSet {
@@ -158,10 +179,109 @@ impl Recipe for TextLm {
     fn population(&self, _params: &Params, device: Device) -> usize {
         sequence::population(device)
     }
+
+    fn adapt(&self, params: &Params, base: Base<'_>) -> Result<Option<Box<dyn AnyRecipe>>> {
+        if *base.config == Recipe::config(self, params) {
+            return Ok(None);
+        }
+        if base.config.architecture == Kin::Mlp {
+            let problem = "a perceptron reads no text: expected a transformer in `init_from`";
+            return Err(Error::Unsupported(problem.to_owned()));
+        }
+        let Some(codec) = base.text else {
+            let problem = "the checkpoint has another architecture than the parameters describe, \
+                           and no tokenizer to read the text with";
+            return Err(Error::params("init_from", problem));
+        };
+        if params.n_merges > 0 {
+            let problem = "expected 0: the checkpoint's own tokenizer reads the text";
+            return Err(Error::params("n_merges", problem));
+        }
+        if params.n_ctx > base.config.n_ctx {
+            let problem =
+                format!("{} is more than the checkpoint's {}", params.n_ctx, base.config.n_ctx);
+            return Err(Error::params("n_ctx", problem));
+        }
+        let text = std::str::from_utf8(params.bytes())
+            .expect("parameters and the text that ships are UTF-8");
+        let adapted = Adapted {
+            config: base.config.clone(),
+            tokens: codec.encode(text, false)?,
+            bos: codec.bos().filter(|_| base.config.default_prepend_bos),
+        };
+        adapted.text(params, Device::Cpu)?;
+        Ok(Some(Box::new(adapted)))
+    }
 }
 
-/// Loss of the next byte in windows of a text.
-struct NextByte {
+/// The same training for a model that is there already.
+struct Adapted {
+    config: Config,
+    /// The text, by the model's own tokenizer.
+    tokens: Vec<i64>,
+    bos: Option<i64>,
+}
+
+impl Adapted {
+    fn text(&self, params: &Params, device: Device) -> Result<Text> {
+        let (train, test) = split(&self.tokens, params.frac_test);
+        Text::new(train, test, params.n_ctx, self.bos, device)
+    }
+}
+
+impl Recipe for Adapted {
+    type Params = Params;
+    // Another name, so that nobody takes the text's bytes for what this model reads.
+    const CARD: &'static Card = &Card { name: "text-lm from a checkpoint", ..*TextLm::CARD };
+
+    fn config(&self, _params: &Params) -> Config {
+        self.config.clone()
+    }
+
+    /// What an edit puts in the place of weights; everything else comes from the checkpoint.
+    fn init(&self, _params: &Params, seed: u64) -> Weights {
+        const STD: f64 = 0.02;
+        let parameters = self.config.parameters().into_iter();
+        parameters
+            .map(|parameter| {
+                let (shape, options) = (parameter.shape.as_slice(), (Kind::Float, Device::Cpu));
+                let tensor = if parameter.is_norm_weight {
+                    Tensor::ones(shape, options)
+                } else if parameter.optional {
+                    Tensor::zeros(shape, options)
+                } else {
+                    init::normal(seed, &parameter.name, shape, STD, Device::Cpu)
+                };
+                (parameter.name, tensor)
+            })
+            .collect()
+    }
+
+    fn plan(&self, params: &Params) -> Plan {
+        Recipe::plan(&TextLm, params)
+    }
+
+    fn objective(
+        &self,
+        params: &Params,
+        seeds: &[u64],
+        device: Device,
+    ) -> Result<Box<dyn Objective>> {
+        Ok(Box::new(params.next_token(self.text(params, device)?, seeds, device)))
+    }
+
+    fn probe(&self, params: &Params, device: Device) -> TokenSet {
+        let text = self.text(params, device).expect("`adapt` has made the same text");
+        TokenSet { tokens: text.test_windows(16), rows_per_batch: 16, last_position_only: false }
+    }
+
+    fn population(&self, _params: &Params, _device: Device) -> usize {
+        1
+    }
+}
+
+/// Loss of the next token in windows of a text.
+struct NextToken {
     text: Text,
     places: Counter,
     sampling: Sampling,
@@ -170,7 +290,7 @@ struct NextByte {
     test: Tensor,
 }
 
-impl Objective for NextByte {
+impl Objective for NextToken {
     fn loss(&self, model: &Transformer, step: u64) -> Tensor {
         let rows = self.sampling.rows(step);
         let tokens = self.text.random_windows(&self.places, &rows);
@@ -205,25 +325,25 @@ const METRICS: &[MetricDef] = &[
         name: "train_loss",
         unit: Unit::Nats,
         axes: &[],
-        doc: "Mean loss per byte on windows of the training part",
+        doc: "Mean loss per token on windows of the training part",
     },
     MetricDef {
         name: "test_loss",
         unit: Unit::Nats,
         axes: &[],
-        doc: "Mean loss per byte on windows of the held-out part",
+        doc: "Mean loss per token on windows of the held-out part",
     },
     MetricDef {
         name: "test_acc",
         unit: Unit::Probability,
         axes: &[],
-        doc: "Fraction of held-out bytes that are most likely",
+        doc: "Fraction of held-out tokens that are most likely",
     },
     MetricDef {
         name: "loss_position",
         unit: Unit::Nats,
         axes: &[Axis::Position],
-        doc: "Mean loss on held-out bytes behind 1, 2, … bytes of context",
+        doc: "Mean loss on held-out tokens behind 1, 2, … tokens of context",
     },
     MetricDef {
         name: "weight_norm",
@@ -241,7 +361,7 @@ const METRICS: &[MetricDef] = &[
 
 const FIGURES: &[Figure] = &[Figure {
     name: "loss",
-    title: "Loss per byte",
+    title: "Loss per token",
     kind: FigureKind::Lines,
     metrics: &["train_loss", "test_loss"],
     log_x: false,

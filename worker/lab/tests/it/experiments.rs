@@ -9,8 +9,8 @@ use std::{
 use serde_json::{Value as Json, json};
 use sweep_lab::{
     AnalyseJob, Analysis, AnyExperiment, Card, CheckpointPlan, Class, Context, EXPERIMENTS, Error,
-    Experiment, Inputs, MemorySink, MetricDef, NoParams, Observer, Requires, Result, Series,
-    SeriesTable, Stage, Subject, TokenSet, TrajectoryInput, Unit, Value, analyse,
+    Experiment, Inputs, MemorySink, MetricDef, NoParams, Observer, ParamKind, Requires, Result,
+    Series, SeriesTable, Stage, Subject, TokenSet, TrajectoryInput, Unit, Value, analyse,
     lens::{
         Device, Hook, Site, Tensor, Transformer,
         checkpoint::{self, Checkpoint},
@@ -101,7 +101,9 @@ pub(super) fn example_params(experiment: &dyn AnyExperiment) -> Json {
     let mut params = experiment.default_params();
     for def in experiment.card().params {
         if def.is_required() {
-            params[def.name] = json!("grokking-progress.excluded_loss_frequency");
+            let metric = json!("grokking-progress.excluded_loss_frequency");
+            let is_list = def.kind == ParamKind::MetricList;
+            params[def.name] = if is_list { json!([metric]) } else { metric };
         }
         if def.name == "token_pairs" {
             params[def.name] = json!([[0, 6], [1, 7], [2, 8], [3, 9], [4, 10]]);
@@ -118,6 +120,10 @@ pub(super) fn example_params(experiment: &dyn AnyExperiment) -> Json {
             params[def.name] = json!([
                 r#"{"context": [1, 2], "target": [3], "choices": [[3], [4, 5]], "answer": 1}"#,
             ]);
+        }
+        if def.name == "n_clusters" {
+            params["tokens"] = json!([[1, 2, 3], [4, 5, 6], [2, 3, 4]]);
+            (params["n_clusters"], params["max_loss"]) = (2.into(), 100.0.into());
         }
         if def.name == "wrong" {
             params["tokens"] = json!([[1, 2, 3], [4, 5]]);

@@ -3,8 +3,9 @@
 
 use serde_json::{Value as Json, json};
 use sweep_lab::{
-    CheckpointPlan, EXPERIMENTS, MemorySink, RECIPES, SeriesTable, Signal, TrajectoryInput,
-    lens::{Device, Weights, checkpoint},
+    Base, CheckpointPlan, EXPERIMENTS, MemorySink, RECIPES, SeriesTable, Signal, TextCodec,
+    TrajectoryInput,
+    lens::{Config, Device, Normalization, Weights, checkpoint, init},
     train_from, trajectory,
 };
 
@@ -101,7 +102,8 @@ fn any_recipe_starts_from_a_checkpoint() {
         let (plan, mut recorder) = (CheckpointPlan::at([0, 10]), Recorder::new());
         let seeds = [1, 2];
         let device = Device::Cpu;
-        train_from(weights, *recipe, params, &seeds, &[], &plan, device, &mut recorder)
+        let base = weights.map(|weights| Base { config: &base.config, weights, text: None });
+        train_from(base, *recipe, params, &seeds, &[], &plan, device, &mut recorder)
             .map(|_| recorder)
     };
     let mut from = params.clone();
@@ -118,6 +120,87 @@ fn any_recipe_starts_from_a_checkpoint() {
         let error = start(params, weights).unwrap_err().to_string();
         assert!(error.contains(word), "{error}");
     }
+}
+
+/// A tokenizer that knows letters only.
+struct Letters;
+
+impl TextCodec for Letters {
+    fn encode(&self, text: &str, prepend_bos: bool) -> sweep_lab::Result<Vec<i64>> {
+        assert!(!prepend_bos);
+        let letters = text.bytes().filter(u8::is_ascii_lowercase);
+        Ok(letters.map(|letter| i64::from(letter - b'a')).collect())
+    }
+
+    fn decode_token(&self, id: i64) -> String {
+        id.to_string()
+    }
+
+    fn bos(&self) -> Option<i64> {
+        Some(26)
+    }
+
+    fn hash(&self) -> &'static str {
+        "letters"
+    }
+}
+
+#[test]
+fn a_text_fine_tunes_a_model_of_any_architecture() {
+    tch::set_num_threads(1);
+    let config = Config {
+        default_prepend_bos: true,
+        normalization: Normalization::Ln,
+        final_normalization: Normalization::Ln,
+        ..Config::toy(2, 16, 4, 30, 12)
+    };
+    let weights: Weights = config
+        .parameters()
+        .into_iter()
+        .map(|p| (p.name.clone(), init::normal(1, &p.name, &p.shape, 0.1, Device::Cpu)))
+        .collect();
+    let recipe = RECIPES.iter().find(|recipe| recipe.card().name == "text-lm").unwrap();
+    let start =
+        |params: &Json, text: Option<&dyn TextCodec>, resume: &[Option<Vec<u8>>], recorder| {
+            let (plan, mut recorder): (_, Recorder) = (CheckpointPlan::at([0, 120]), recorder);
+            let base = Some(Base { config: &config, weights: &weights, text });
+            train_from(base, *recipe, params, &[1], resume, &plan, Device::Cpu, &mut recorder)
+                .map(|_| recorder)
+        };
+    let params = json!({
+        "init_from": "some/place", "text": "abcd ".repeat(80), "n_ctx": 8, "batch": 8, "lr": 0.01,
+        "eval_sequences": 4, "steps": 120, "eval_every": 60,
+    });
+    let codec = Some(&Letters as &dyn TextCodec);
+    let run = start(&params, codec, &[], Recorder::new()).unwrap();
+    let of = |step| checkpoint::decode("checkpoint", &run.seeds[&0].checkpoints[&step]).unwrap();
+    assert_eq!(of(120).config, config);
+    // It starts from the checkpoint, biases and all, and every tensor moves but what nothing reaches.
+    for (name, tensor) in weights.iter() {
+        assert!(of(0).weights.get(name).unwrap().equal(tensor), "{name}");
+        let moved = !of(120).weights.get(name).unwrap().equal(tensor);
+        assert!(moved || name.ends_with("b_K"), "{name} is trained");
+    }
+    let loss = |step| run.seeds[&0].metrics[&("test_loss".to_owned(), step)];
+    assert!(loss(0) > 2.0 && loss(120) < 0.3, "{} {}", loss(0), loss(120));
+    // A run that was stopped goes on from there.
+    let stopped = start(&params, codec, &[], Recorder::stopping(70, Signal::Drain)).unwrap();
+    let state = Some(stopped.seeds[&0].states[&70].clone());
+    let rest = start(&params, codec, &[state], Recorder::new()).unwrap();
+    assert!(rest.seeds[&0].states[&120] == run.seeds[&0].states[&120]);
+    // Bytes are not what this model reads: analyses that know the recipe's data keep away.
+    assert_ne!(of(120).extra["recipe"], "text-lm");
+    let refused = |more: Json, text| {
+        let mut params = params.clone();
+        for (name, value) in more.as_object().unwrap() {
+            params[name] = value.clone();
+        }
+        start(&params, text, &[], Recorder::new()).unwrap_err().to_string()
+    };
+    assert!(refused(json!({}), None).contains("no tokenizer"));
+    assert!(refused(json!({"n_ctx": 13}), codec).contains("checkpoint's 12"));
+    assert!(refused(json!({"n_merges": 3}), codec).contains("n_merges"));
+    assert!(refused(json!({"text": "abc"}), codec).contains("training part"));
 }
 
 fn forgetting(run: Recorded, params: &Json) -> MemorySink {

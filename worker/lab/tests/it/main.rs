@@ -18,6 +18,7 @@ mod planted;
 mod probes;
 mod prompts;
 mod properties;
+mod quanta;
 mod recipes;
 mod registry;
 mod s_curve;

@@ -66,6 +66,21 @@ fn perceptrons_grok_as_measured_elsewhere_and_connect_once_matched() {
         let evr = &found.metrics["evr"][&last].data;
         assert!(evr[0] + evr[1] > 0.85, "{of} {evr:?}");
     }
+    // What is predicted at a step stays the same, bit for bit, if nothing later ever happens.
+    let predict = |until: u64| {
+        let known = files.files.range(..=until).map(|(step, file)| (*step, file.clone()));
+        let mut known = Published::new(known.collect());
+        follow("grok-predict", &mut known, &json!({})).metrics.remove("predicted_step").unwrap()
+    };
+    let (whole, early) = (predict(last), predict(2000));
+    let numbers = |values: &sweep_lab::Value| -> Vec<u64> {
+        values.data.iter().map(|number| number.to_bits()).collect()
+    };
+    assert_eq!(early.len(), 9);
+    for (step, values) in &early {
+        assert_eq!(numbers(values), numbers(&whole[step]), "at {step}");
+    }
+    assert!(early[&2000].data[0].is_finite(), "the circuit's loss foretells something by then");
     // Two seeds: far apart as they are, one basin once neurons are matched.
     let pairs = Pairs::new(Operation::Add, Form::OneHot, 31, 0.7, 0, Device::Cpu);
     let barriers = |b: &Weights| {

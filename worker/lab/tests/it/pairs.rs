@@ -7,7 +7,7 @@ use serde_json::{Value as Json, json};
 use sweep_lab::{
     AnyExperiment, CheckpointPlan, Class, Cohort, CohortCheckpoints, CohortSeries, Couple,
     EXPERIMENTS, Inputs, Member, MemberSeries, MemorySink, Result, Scope, Series, Stage, Subject,
-    TextCodec, compare, joint,
+    TextCodec, Value, compare, joint,
     lens::{Device, Transformer, Weights, checkpoint::Checkpoint},
 };
 
@@ -389,7 +389,36 @@ fn cohort_series(models: &Models) -> CohortSeries {
             entry.push(MemberSeries { member: 0, partner, series });
         }
     }
+    for member in 0..models.0.len() {
+        add_heads(&mut table, member);
+    }
     table
+}
+
+/// Scores of two layers of two heads, of which one pair becomes an induction circuit.
+fn add_heads(table: &mut CohortSeries, member: usize) {
+    let heads = ["layer", "head"].as_slice();
+    let pairs = ["layer", "head", "to_layer", "to_head"].as_slice();
+    let mut add = |name: &str, axes: &[&str], data: Vec<f64>| {
+        let shape = vec![2; axes.len()];
+        let value = Value::array(shape, data, vec![None; axes.len()]);
+        let points = [0, 10, 20].map(|step| (step, value.clone())).to_vec();
+        let axes = axes.iter().map(|&axis| axis.to_owned()).collect();
+        let series = Series { unit: "ratio".to_owned(), axes, points };
+        table.entry(name.to_owned()).or_default().push(MemberSeries {
+            member,
+            partner: None,
+            series,
+        });
+    };
+    for kind in ["k", "q", "v"] {
+        let data = (0..16).map(|cell| 0.1 + 0.01 * f64::from(cell)).collect();
+        add(&format!("composition.{kind}_composition"), pairs, data);
+    }
+    add("composition.baseline", &[], vec![0.1]);
+    add("composition.qk_trace", heads, vec![0.0, 0.0, 1.0, 2.0]);
+    add("induction-heads.previous_token", heads, vec![0.6, 0.1, 0.1, 0.2]);
+    add("induction-heads.prefix_matching", heads, vec![0.0, 0.1, 0.1, 0.9]);
 }
 
 #[test]
@@ -414,8 +443,10 @@ fn joint_experiments_emit_what_they_declare_and_name_who_failed() {
         let recipe = *recipes_of(card).iter().find(|r| of_recipe.contains_key(*r)).unwrap();
         let (models, members) = of_recipe.get_mut(recipe).unwrap();
         let mut params = example_params(*experiment);
-        if card.name == "knockout-delay" {
-            params["metric"] = json!("grokking-progress.test_acc");
+        match card.name {
+            "knockout-delay" => params["metric"] = json!("grokking-progress.test_acc"),
+            "shared-index" => params["metric"] = json!("induction-heads.prefix_matching"),
+            _ => (),
         }
         let mut run = |sink: &mut MemorySink, members: &[Member]| {
             let reads = experiment.inputs(&params).unwrap();

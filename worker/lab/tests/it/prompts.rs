@@ -235,6 +235,63 @@ fn activations_are_those_of_the_pass() {
     }
 }
 
+/// Sum, sum of squares and dot product with cos(0), cos(1), …; infinities as 0.
+fn fingerprint(tensor: &Tensor) -> [f64; 3] {
+    let flat = tensor.to_kind(Kind::Double).flatten(0, -1).nan_to_num(0.0, 0.0, 0.0);
+    let probe = Tensor::arange(flat.numel() as i64, (Kind::Double, Device::Cpu)).cos();
+    let sum = |t: Tensor| t.sum(Kind::Double).double_value(&[]);
+    [sum(flat.shallow_clone()), sum(flat.square()), sum(flat * probe)]
+}
+
+/// Every name that `TransformerBridge` and `HookedTransformer` know, on-demand hooks included.
+#[test]
+fn every_name_of_transformer_lens_works() {
+    let record = fs::read("tests/fixtures/hook_names.json").unwrap();
+    let record: BTreeMap<String, BTreeMap<String, BTreeMap<String, Json>>> =
+        serde_json::from_slice(&record).unwrap();
+    let mut n_names = 0;
+    for (name, expected) in record.values().flatten() {
+        let fixture = Fixture::read(name);
+        let names: Vec<&String> = expected.keys().collect();
+        let params = json!({"tokens": fixture.tokens, "names": names});
+        let sink = fixture.run("activations", &params, None).unwrap();
+        let file = decode_tensors("file", &sink.artifacts["activations.safetensors"]).unwrap();
+        assert!(file.tensors.keys().eq(names), "{name}");
+        for (hook, expected) in expected {
+            let found = &file.tensors[hook];
+            assert_eq!(json!(found.size()), expected["shape"], "{name}: {hook}");
+            let expected: [f64; 3] =
+                serde_json::from_value(expected["fingerprint"].clone()).unwrap();
+            for (found, expected) in fingerprint(found).into_iter().zip(expected) {
+                // Sums of up to 8000 values, each of which may be off by 1e-5.
+                let tolerance = 1e-4 * (1.0 + expected.abs());
+                assert!((found - expected).abs() < tolerance, "{name}: {hook}: {found} {expected}");
+            }
+        }
+        n_names += expected.len();
+    }
+    assert!(n_names > 200, "{n_names}");
+}
+
+#[test]
+fn stars_and_second_names_stand_for_the_same_tensors() {
+    let fixture = Fixture::read("neel-solu");
+    let names = ["blocks.*.attn.q.hook_out", "blocks.*.attn.hook_q", "hook_unembed", "logits"];
+    let params = json!({"tokens": fixture.tokens, "names": names});
+    let sink = fixture.run("activations", &params, None).unwrap();
+    let file = decode_tensors("file", &sink.artifacts["activations.safetensors"]).unwrap();
+    assert_eq!(file.tensors.len(), 6);
+    for layer in 0..2 {
+        let [a, b] = ["q.hook_out", "hook_q"].map(|name| format!("blocks.{layer}.attn.{name}"));
+        assert!(file.tensors[&a].equal(&file.tensors[&b]));
+    }
+    assert!(file.tensors["logits"].equal(&file.tensors["hook_unembed"]));
+    // A second name of what this model lacks is refused like the first.
+    let shortformer = Fixture::read("neel-shortformer");
+    let params = json!({"tokens": [[1, 2]], "names": ["blocks.0.ln1.hook_out"]});
+    shortformer.refuse("activations", &params, Class::Params, "no activation is called");
+}
+
 #[test]
 fn batches_patterns_and_texts_of_activations() {
     let fixture = Fixture::read("gpt2-tiny");

@@ -266,6 +266,12 @@ fn text_is_a_parameter_and_has_to_be_long_enough() {
     let at = |name: &str, step| recorder.seeds[&0].metrics[&(name.to_owned(), step)];
     assert!((at("test_loss", 0) - 256f64.ln()).abs() < 1.0, "{}", at("test_loss", 0));
     assert!(at("test_loss", 150) < 0.05 && at("test_acc", 150) > 0.99, "{}", at("test_loss", 150));
+    // Byte pairs: fewer tokens for the same text, and a vocabulary that has room for them.
+    let mut merged = params.clone();
+    merged["n_merges"] = 2.into();
+    let (_, merged) = run_recipe("text-lm", &merged, &[1], &[], &plan, Recorder::new());
+    let loss = merged.seeds[&0].metrics[&("test_loss".to_owned(), 0)];
+    assert!((loss - 258f64.ln()).abs() < 1.0 && loss != at("test_loss", 0), "{loss}");
     let recipe = RECIPES.iter().find(|recipe| recipe.card().name == "text-lm").unwrap();
     let short = json!({ "text": "too short", "n_ctx": 8 });
     assert!(recipe.check_params(&short).unwrap_err().to_string().contains("test part"));

@@ -11,6 +11,7 @@ mod gpt_neo;
 mod gpt_neox;
 mod hugging_face;
 mod llama;
+mod mingpt;
 mod native;
 mod neel;
 mod neel_solu_old;
@@ -67,6 +68,7 @@ pub const FAMILIES: &[&dyn Family] = &[
     &gpt_neo::GptNeo,
     &gpt_neox::GptNeoX,
     &llama::Llama,
+    &mingpt::MinGpt,
     &native::Native,
     &neel::Neel,
     &neel_solu_old::NeelSoluOld,
@@ -172,6 +174,7 @@ mod tests {
                 json!({"d_model": 8, "n_layers": 1, "d_head": 4, "architecture": "neel-solu-old"}),
                 "neel-solu-old",
             ),
+            (json!({"d_model": 8, "n_layers": 1, "d_head": 4, "architecture": "mingpt"}), "mingpt"),
             (serde_json::to_value(Config::toy(1, 8, 2, 5, 4)).unwrap(), "native"),
         ] {
             assert_eq!(recognise(&config).unwrap().name(), expected, "{config}");
@@ -180,7 +183,7 @@ mod tests {
         }
         for (config, message) in [
             (json!({"model_type": "mixtral"}), "`model_type` \"mixtral\""),
-            (json!({"architecture": "mingpt", "d_model": 8}), "`architecture` \"mingpt\""),
+            (json!({"architecture": "rwkv", "d_model": 8}), "`architecture` \"rwkv\""),
             (json!({}), "no `model_type`"),
             (json!([1]), "no `model_type`"),
             (json!({"model_type": 3}), "`model_type` 3"),

@@ -16,11 +16,12 @@ use crate::{
 };
 
 /// Models whose expected values transformers computed.
-pub(crate) const HUGGING_FACE: [&str; 8] = [
+pub(crate) const HUGGING_FACE: [&str; 9] = [
     "gpt-neo-tiny",
     "gpt2-other",
     "llama-tied",
     "llama3-tiny",
+    "mingpt-tiny",
     "mistral-tiny",
     "neox-parallel",
     "olmo-tiny",
@@ -63,6 +64,28 @@ fn every_family_matches_its_reference_implementation() {
             assert_close(&format!("{name}: f64"), &logits, reference, 1e-10);
         }
     }
+}
+
+/// Whether a beginning-of-sequence token goes in front changes every attention metric.
+#[test]
+fn families_have_their_own_default_of_the_first_token() {
+    for (name, prepend_bos) in [
+        ("gpt2-tiny", true),
+        ("gpt2-tiny-crfm", true),
+        ("gpt-neo-tiny", true),
+        ("llama-tied", true),
+        ("neel-solu", true),
+        ("neel-attn", true),
+        ("neox-parallel", false),
+        ("neox-tiny", false),
+        ("olmo-tiny", false),
+        ("olmo2-tiny", false),
+    ] {
+        let (config, _) = Files::of(name).load().unwrap();
+        assert_eq!(config.default_prepend_bos, prepend_bos, "{name}");
+    }
+    let without = Files::of("neel-solu").set(json!({"default_prepend_bos": false}));
+    assert!(!without.load().unwrap().0.default_prepend_bos);
 }
 
 /// Asserts that two loaded models are the same, bit for bit.

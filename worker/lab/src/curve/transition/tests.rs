@@ -139,6 +139,23 @@ fn power_law_with_correlated_noise_is_not_called() {
 }
 
 #[test]
+fn shuffled_time_is_not_called() {
+    // The same values as a clear transition, in another order.
+    let step = |rng: &mut rand_chacha::ChaCha8Rng, steps: &[u64]| -> Vec<f64> {
+        let x = steps.iter().map(|&step| axis(step, true));
+        x.map(|x| logistic(x, 6.0, 0.2) + 0.05 * normal(rng)).collect()
+    };
+    let shuffled = |rng: &mut rand_chacha::ChaCha8Rng, steps: &[u64]| -> Vec<f64> {
+        let values = step(rng, steps);
+        let order = random::permutation(rng, values.len());
+        order.into_iter().map(|place| values[place as usize]).collect()
+    };
+    assert_eq!(false_positives(10, step), 10, "as they are, all are called");
+    let called = false_positives(60, shuffled);
+    assert!(called <= 1, "{called} of 60 shuffled curves called");
+}
+
+#[test]
 fn losses_over_decades_are_fitted_in_log() {
     let steps: Vec<u64> = (0..60).map(|i| i * 50).collect();
     // A loss that stays near 10 and falls to 1e-6 between steps 1200 and 1800.
