@@ -210,6 +210,20 @@ pub enum Axis {
     Point,
     /// Data that a loss is taken on, labelled (`train`, `test`).
     Split,
+    /// Activation of a neuron: `post`, what is written out, or `mid`, in front of the norm of a SoLU MLP.
+    Site,
+    /// Neuron of an MLP.
+    Neuron,
+    /// Question of a test, in the order given.
+    Question,
+    /// Independent run of a sampler.
+    Chain,
+    /// Class of tokens, labelled with its name.
+    TokenClass,
+    /// Value of a margin, labelled.
+    Threshold,
+    /// Measure of a thing, labelled with its name.
+    Measure,
     /// Number of groups that curves are divided into.
     ClusterCount,
     /// Cell that another one is compared with, labelled as [`Axis::Cell`].
@@ -256,6 +270,13 @@ impl Axis {
             Self::Pair => "pair",
             Self::Point => "point",
             Self::Split => "split",
+            Self::Site => "site",
+            Self::Neuron => "neuron",
+            Self::Question => "question",
+            Self::Chain => "chain",
+            Self::TokenClass => "token_class",
+            Self::Threshold => "threshold",
+            Self::Measure => "measure",
             Self::ClusterCount => "cluster_count",
             Self::OtherCell => "other_cell",
             Self::Lag => "lag",

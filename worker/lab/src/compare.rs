@@ -8,10 +8,10 @@ use sweep_lens::Tensor;
 
 use crate::{
     card::Stage,
+    documents::probe,
     error::{Error, Result, catch},
     experiment::{AnyExperiment, Subject, TokenSet},
     prompts::Prompts,
-    recipes::RECIPES,
     sink::{Context, Sink},
 };
 
@@ -67,17 +67,7 @@ impl Couple<'_> {
             return Err(Error::params("tokens or text", "expected one of them, found both"));
         }
         if tokens.is_empty() && text.is_empty() {
-            let extra = &self.first.checkpoint.extra;
-            let (recipe, params) = (extra["recipe"].as_str(), &extra["params"]);
-            let recipe = RECIPES.iter().find(|known| Some(known.card().name) == recipe);
-            let recipe = recipe.ok_or_else(|| {
-                Error::Unsupported(
-                    "a model that no recipe trained needs `tokens` or `text` to be shown"
-                        .to_owned(),
-                )
-            })?;
-            let TokenSet { tokens, rows_per_batch, last_position_only } =
-                recipe.probe(params, self.first.device)?;
+            let TokenSet { tokens, rows_per_batch, last_position_only } = probe(&self.first)?;
             return Ok(Shown { tokens, lengths: None, rows_per_batch, last_position_only });
         }
         let prompts = Prompts::new(&self.first, tokens, text, prepend_bos)?;
@@ -118,7 +108,7 @@ impl Shown {
     }
 }
 
-fn different(what: &str) -> Error {
+pub(crate) fn different(what: &str) -> Error {
     Error::Unsupported(format!("the two models do not fit each other: {what}"))
 }
 

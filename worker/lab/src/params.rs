@@ -104,6 +104,9 @@ impl ParamDef {
 
     fn check(&self, value: &Value) -> Result<()> {
         let fail = |problem: String| Err(Error::params(self.name, problem));
+        if self.is_required() && value.as_array().is_some_and(Vec::is_empty) {
+            return fail(format!("expected a {} that is not empty", self.kind.name()));
+        }
         if value.is_null() && self.is_optional() {
             return Ok(());
         }
@@ -215,6 +218,7 @@ kinds! {
     i64 => Int, u64 => Int, f64 => Float, bool => Bool, String => Text, MetricName => Metric,
     Vec<i64> => IntList, Vec<u64> => IntList, Vec<f64> => FloatList, Vec<String> => TextList,
     Vec<Vec<i64>> => IntLists, Vec<MetricName> => MetricList, Option<bool> => Bool, Option<u64> => Int,
+    Option<f64> => Float,
 }
 
 /// Strictly decodes `value` (an object; `null` means all defaults): unknown names, wrong kinds and

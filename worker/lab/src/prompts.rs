@@ -4,11 +4,13 @@
 //! has 1 to `n_ctx` tokens (any number where positions do not enter), and every id lies in the
 //! vocabulary, so that a forward pass over them cannot fail for their sake.
 
-use sweep_lens::{Architecture, Config, Positional, Tensor};
+use sweep_lens::{Architecture, Config, Positional, Tensor, checkpoint::Checkpoint};
 
 use crate::{
+    data::text::Bytes,
     error::{Error, Result},
-    subject::Subject,
+    recipes::text_lm,
+    subject::{Subject, TextCodec},
     vocabulary::Vocabulary,
 };
 
@@ -101,7 +103,7 @@ impl Prompts {
 
 /// The BOS token of the model's tokenizer, or of the vocabulary that its recipe recorded.
 fn bos(subject: &Subject<'_>) -> Result<Option<i64>> {
-    if let Some(codec) = subject.text {
+    if let Some(codec) = codec(subject) {
         return Ok(codec.bos());
     }
     let vocabulary = Vocabulary::of_checkpoint(&subject.checkpoint.extra)?;
@@ -127,13 +129,53 @@ fn require_bos(subject: &Subject<'_>) -> Result<i64> {
     })
 }
 
+/// The model's tokenizer, or the one of its recipe: `text-lm` reads bytes.
+pub(crate) fn codec<'a>(subject: &Subject<'a>) -> Option<&'a dyn TextCodec> {
+    let Checkpoint { extra, .. } = subject.checkpoint;
+    let is_bytes =
+        [&extra["recipe"], &extra["params"]["recipe"]].iter().any(|name| **name == text_lm::NAME);
+    subject.text.or_else(|| is_bytes.then_some(&Bytes as &dyn TextCodec))
+}
+
+/// What tokens are called, for tables and examples.
+pub(crate) struct Names<'a> {
+    codec: Option<&'a dyn TextCodec>,
+    vocabulary: Option<Vocabulary>,
+}
+
+impl<'a> Names<'a> {
+    pub(crate) fn of(subject: &Subject<'a>) -> Result<Self> {
+        let vocabulary = Vocabulary::of_checkpoint(&subject.checkpoint.extra)?;
+        Ok(Self { codec: codec(subject), vocabulary })
+    }
+
+    /// Whether tokens have a text, not just numbers.
+    pub(crate) fn has_text(&self) -> bool {
+        self.codec.is_some() || self.vocabulary.is_some()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn none() -> Self {
+        Self { codec: None, vocabulary: None }
+    }
+
+    /// The text of tokens: as written where there is a tokenizer, else words or numbers with spaces between.
+    pub(crate) fn text(&self, ids: &[i64]) -> String {
+        match (self.codec, &self.vocabulary) {
+            (Some(codec), _) => ids.iter().map(|&id| codec.decode_token(id)).collect(),
+            (None, Some(words)) => words.decode(ids),
+            (None, None) => ids.iter().map(i64::to_string).collect::<Vec<_>>().join(" "),
+        }
+    }
+}
+
 /// Encodes by the tokenizer; without one, by the words that the model's recipe recorded.
 pub(crate) fn encode(
     subject: &Subject<'_>,
     text: &[String],
     prepend_bos: bool,
 ) -> Result<Vec<Vec<i64>>> {
-    if let Some(codec) = subject.text {
+    if let Some(codec) = codec(subject) {
         return text.iter().map(|text| codec.encode(text, prepend_bos)).collect();
     }
     let Some(words) = Vocabulary::of_checkpoint(&subject.checkpoint.extra)? else {

@@ -159,7 +159,7 @@ impl TokenRows {
 
 /// What a pass holds at once for a row: the residual stream in a few places, queries, keys and values, the
 /// neurons before and after their non-linearity, scores and pattern of one layer.
-fn bytes_per_row(config: &Config, pos: u64, n_statistics: u64) -> u64 {
+pub(crate) fn bytes_per_row(config: &Config, pos: u64, n_statistics: u64) -> u64 {
     let Config { d_model, d_mlp, n_heads, d_head, .. } = *config;
     let [d_model, d_mlp, n_heads, d_head] =
         [d_model, d_mlp, n_heads, d_head].map(i64::unsigned_abs);

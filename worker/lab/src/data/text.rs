@@ -11,6 +11,7 @@ use crate::{
     error::{Error, Result},
     random::counter::Counter,
     sequence::first_rows,
+    subject::TextCodec,
 };
 
 /// The first 458 624 bytes of a collection of Shakespeare's plays (public domain).
@@ -18,6 +19,35 @@ pub static SHAKESPEARE: LazyLock<Vec<u8>> = LazyLock::new(|| {
     zstd::decode_all(&include_bytes!("text/shakespeare.txt.zst")[..])
         .expect("the file was compressed by the script beside it")
 });
+
+/// Tokens that are bytes.
+#[derive(Debug)]
+pub(crate) struct Bytes;
+
+impl TextCodec for Bytes {
+    fn encode(&self, text: &str, prepend_bos: bool) -> Result<Vec<i64>> {
+        if prepend_bos {
+            let problem = "`prepend_bos` needs a BOS token, a model of bytes has none";
+            return Err(Error::Unsupported(problem.to_owned()));
+        }
+        Ok(text.bytes().map(i64::from).collect())
+    }
+
+    fn decode_token(&self, id: i64) -> String {
+        match u8::try_from(id) {
+            Ok(byte) if byte.is_ascii() => char::from(byte).to_string(),
+            _ => format!("<{id:#04x}>"),
+        }
+    }
+
+    fn bos(&self) -> Option<i64> {
+        None
+    }
+
+    fn hash(&self) -> &'static str {
+        "bytes"
+    }
+}
 
 /// A text on a device.
 #[derive(Debug)]

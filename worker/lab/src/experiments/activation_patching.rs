@@ -271,10 +271,10 @@ impl Groups {
 }
 
 /// Puts values in at some positions.
-struct Masked {
-    hook: Hook,
-    with: Tensor,
-    mask: Tensor,
+pub(crate) struct Masked {
+    pub hook: Hook,
+    pub with: Tensor,
+    pub mask: Tensor,
 }
 
 impl Hooks for Masked {

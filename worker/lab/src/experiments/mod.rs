@@ -12,15 +12,18 @@ pub mod composition;
 pub mod copy_score;
 pub mod copying;
 pub mod curve_clusters;
+pub mod diff_examples;
 pub mod digit_order;
 pub mod digit_phases;
 pub mod forgetting;
 pub mod frequency_choice;
+pub mod gradient_noise;
 pub mod grok_predict;
 pub mod grokking_phases;
 pub mod grokking_progress;
 pub mod head_detector;
 pub mod head_lifelines;
+pub mod hessian;
 pub mod in_context_learning;
 pub mod induction_heads;
 pub mod integrity;
@@ -30,12 +33,20 @@ pub mod ioi_ablation;
 pub mod ioi_attention;
 pub mod ioi_dla;
 pub mod knockout_delay;
+pub mod lambada;
 pub mod lead_lag;
+pub mod llc;
 pub mod logit_lens;
 pub mod loss_pca;
+pub mod max_act_overlap;
+pub mod max_activating;
 pub mod mode_connectivity;
+pub mod multiple_choice;
+pub mod neuron_formation;
+pub mod neuron_stats;
 pub mod order;
 pub mod output_similarity;
+pub mod patch_recovery;
 pub mod path_patching;
 pub mod pca;
 pub mod per_token_loss;
@@ -45,7 +56,10 @@ pub mod quanta;
 pub mod quanta_clusters;
 pub mod rebasin;
 pub mod rebasin_search;
+pub mod representation;
 pub mod s_curve_evidence;
+pub mod scale_inversion;
+pub mod scale_inversion_excess;
 pub mod seed_variance;
 pub mod shared_index;
 pub mod soft_induction;
@@ -64,15 +78,18 @@ pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &copy_score::CopyScore,
     &copying::Copying,
     &curve_clusters::CurveClusters,
+    &diff_examples::DiffExamples,
     &digit_order::DigitOrder,
     &digit_phases::DigitPhases,
     &forgetting::Forgetting,
     &frequency_choice::FrequencyChoice,
+    &gradient_noise::GradientNoise,
     &grok_predict::GrokPredict,
     &grokking_phases::GrokkingPhases,
     &grokking_progress::GrokkingProgress,
     &head_detector::HeadDetector,
     &head_lifelines::HeadLifelines,
+    &hessian::Hessian,
     &in_context_learning::InContextLearning,
     &induction_heads::InductionHeads,
     &integrity::Integrity,
@@ -82,12 +99,20 @@ pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &ioi_attention::IoiAttention,
     &ioi_dla::IoiDla,
     &knockout_delay::KnockoutDelay,
+    &lambada::Lambada,
     &lead_lag::LeadLag,
+    &llc::Llc,
     &logit_lens::LogitLens,
     &loss_pca::LossPca,
+    &max_act_overlap::MaxActOverlap,
+    &max_activating::MaxActivating,
     &mode_connectivity::ModeConnectivity,
+    &multiple_choice::MultipleChoice,
+    &neuron_formation::NeuronFormation,
+    &neuron_stats::NeuronStats,
     &order::Order,
     &output_similarity::OutputSimilarity,
+    &patch_recovery::PatchRecovery,
     &path_patching::PathPatching,
     &pca::Pca,
     &per_token_loss::PerTokenLoss,
@@ -97,7 +122,10 @@ pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &quanta_clusters::QuantaClusters,
     &rebasin::Rebasin,
     &rebasin_search::RebasinSearch,
+    &representation::Representation,
     &s_curve_evidence::SCurveEvidence,
+    &scale_inversion::ScaleInversion,
+    &scale_inversion_excess::ScaleInversionExcess,
     &seed_variance::SeedVariance,
     &shared_index::SharedIndex,
     &soft_induction::SoftInduction,

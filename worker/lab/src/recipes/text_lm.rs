@@ -43,6 +43,9 @@ use crate::{
 /// See the module documentation.
 pub struct TextLm;
 
+/// Name of the recipe, by which texts are encoded for its models.
+pub(crate) const NAME: &str = "text-lm";
+
 params! {
     /// Task, architecture and optimizer.
     pub struct Params {
@@ -129,7 +132,7 @@ impl Params {
 impl Recipe for TextLm {
     type Params = Params;
     const CARD: &'static Card = &Card {
-        name: "text-lm",
+        name: NAME,
         version: 1,
         summary: "Trains a small transformer, or fine-tunes any, on a text",
         source: "Karpathy 2015, char-rnn; Sennrich et al. 2016, arXiv 1508.07909 (byte pairs)",

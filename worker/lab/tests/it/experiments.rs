@@ -51,6 +51,8 @@ fn trained_by(recipe: &str, steps: u64, every: u64) -> Published {
 pub(super) fn recipes_of(card: &Card) -> Vec<&'static str> {
     let all = ["modular-addition", "modular-addition-mlp", "addition", "finetune", "induction"];
     let fits = |name: &&str| match card.requires.recipes {
+        // The model of `induction` has no MLP.
+        [] if card.requires.mlp => *name == "addition" || *name == "modular-addition",
         // Three positions are too few for most that needs attention.
         [] if card.requires.min_layers > 0 => *name == "induction",
         // A perceptron reads sets of two tokens, the example prompts have three.
@@ -108,6 +110,16 @@ pub(super) fn example_params(experiment: &dyn AnyExperiment) -> Json {
         }
         if def.name == "tokens" && def.group.is_some() {
             params[def.name] = json!([[1, 2, 3], [4, 5, 6]]);
+        }
+        // Few steps are enough to see that something comes out.
+        let quick = [("burn_in", 2), ("draws", 6), ("chains", 2), ("iterations", 6), ("probes", 4)];
+        if let Some((_, few)) = quick.iter().find(|(name, _)| *name == def.name) {
+            params[def.name] = json!(few);
+        }
+        if def.name == "questions" {
+            params[def.name] = json!([
+                r#"{"context": [1, 2], "target": [3], "choices": [[3], [4, 5]], "answer": 1}"#,
+            ]);
         }
         if def.name == "n_clusters" {
             params["tokens"] = json!([[1, 2, 3], [4, 5, 6], [2, 3, 4]]);

@@ -12,6 +12,7 @@ mod heads;
 mod integrity;
 mod interventions;
 mod modular;
+mod neurons;
 mod pairs;
 mod planted;
 mod probes;

@@ -24,6 +24,10 @@ fn params_of(recipe: &str, steps: u64) -> Json {
             "steps": steps,
         }),
         "modular-addition-mlp" => json!({ "p": 11, "d_mlp": 20, "lr": 1e-2, "steps": steps }),
+        "induction" => json!({
+            "d_model": 16, "n_heads": 2, "d_vocab": 12, "n_ctx": 14, "period_min": 3, "period_max": 6,
+            "batch": 4, "eval_sequences": 8, "normalization": "ln", "steps": steps,
+        }),
         _ => small_params(steps),
     }
 }
@@ -60,7 +64,7 @@ fn measured(name: &str, params: &Json, first: &Checkpoint, second: &Checkpoint) 
 
 #[test]
 fn comparisons_emit_what_they_declare_the_same_each_time() {
-    for recipe in ["modular-addition", "modular-addition-mlp", "addition"] {
+    for recipe in ["modular-addition", "modular-addition-mlp", "addition", "induction"] {
         let params = params_of(recipe, 20);
         let [a, b] = [4, 5].map(|seed| decode(&trained(recipe, &params, seed, 20), 20));
         for experiment in EXPERIMENTS.iter().filter(|e| e.card().stage == Stage::Compare) {
@@ -126,6 +130,63 @@ fn a_model_against_itself_is_exactly_itself() {
         }
         assert!(single(&own("cka"), "cka").iter().all(|cka| *cka == 1.0));
     }
+    let base = decode(&trained("addition", &params_of("addition", 20), 4, 20), 20);
+    let sink = measured("max-act-overlap", &json!({}), &base, &base);
+    for name in ["jaccard", "mean_jaccard", "kept", "w_in_cosine", "w_out_cosine"] {
+        assert!(single(&sink, name).iter().all(|value| *value == 1.0), "{name}");
+    }
+    for name in ["correlation", "rank_correlation"] {
+        assert!(single(&sink, name).iter().all(|value| value.is_nan() || *value == 1.0), "{name}");
+    }
+    assert!(single(&sink, "frequency_change").iter().all(|change| *change == 0.0));
+    let base = decode(&trained("induction", &params_of("induction", 20), 4, 20), 20);
+    let sink = measured("diff-examples", &json!({}), &base, &base);
+    assert_eq!(single(&sink, "loss_first"), single(&sink, "loss_second"));
+    for name in ["mean_difference", "mean_low", "mean_high", "rms"] {
+        assert_eq!(single(&sink, name), [0.0], "{name}");
+    }
+    assert!(single(&sink, "gain_survival").iter().all(|share| *share == 0.0));
+    let sink = measured("scale-inversion", &json!({}), &base, &base);
+    assert!(single(&sink, "win_fraction").iter().all(|share| *share == 0.0));
+    // Nothing to recover: no number rather than a wrong one.
+    let sink = measured("patch-recovery", &json!({}), &base, &base);
+    assert_eq!(single(&sink, "gap"), [0.0]);
+    assert!(single(&sink, "weights").iter().all(|recovery| recovery.is_nan()));
+    assert!(single(&sink, "n_parts")[0].is_nan());
+}
+
+#[test]
+fn patching_everything_recovers_everything() {
+    let params = params_of("induction", 60);
+    let [a, b] = [(4, 60), (5, 20)]
+        .map(|(seed, step)| decode(&trained("induction", &params, seed, 20), step));
+    for into in ["second", "first"] {
+        let sink = measured("patch-recovery", &json!({ "into": into }), &a, &b);
+        let at = |name: &str| single(&sink, name);
+        assert_eq!((at("nothing"), at("everything")), (vec![0.0], vec![1.0]), "{into}");
+        assert!((at("resid_final")[0] - 1.0).abs() < 1e-4, "{into} {:?}", at("resid_final"));
+        let parts: Json = serde_json::from_slice(&sink.artifacts["parts.json"]).unwrap();
+        let order = parts["order"].as_array().unwrap();
+        assert_eq!(order.len(), at("greedy").len());
+        // The first part of the search is the best one alone.
+        let best = at("weights").into_iter().fold(f64::NEG_INFINITY, f64::max);
+        assert_eq!(at("greedy")[0], best);
+        assert!(
+            at("gap")[0] * if into == "second" { 1.0 } else { -1.0 } > 0.0,
+            "more training helps"
+        );
+    }
+    let sink = measured("diff-examples", &json!({ "k": 3 }), &a, &b);
+    let difference = single(&sink, "mean_difference")[0];
+    let losses = single(&sink, "loss_second")[0] - single(&sink, "loss_first")[0];
+    assert!((difference - losses).abs() < 1e-12);
+    let back = measured("diff-examples", &json!({ "k": 3 }), &b, &a);
+    assert!((single(&back, "mean_difference")[0] + difference).abs() < 1e-12);
+    assert_eq!(single(&back, "gain_survival"), single(&sink, "drop_survival"));
+    let gains = String::from_utf8(sink.artifacts["gains.jsonl"].clone()).unwrap();
+    let gains: Vec<Json> = gains.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(gains.len(), 3);
+    assert!(gains[0]["difference"].as_f64() >= gains[2]["difference"].as_f64());
 }
 
 #[test]
@@ -312,9 +373,13 @@ fn cohort_series(models: &Models) -> CohortSeries {
         }
     }
     let last = *models.0[0].steps.last().unwrap();
+    let languages = [0, 1].map(|seed| trained("induction", &params_of("induction", 20), seed, 20));
     for experiment in EXPERIMENTS.iter().filter(|e| e.card().stage == Stage::Compare) {
         let mut sink = MemorySink::default();
-        let [a, b] = [0, 1].map(|member| decode(&models.0[member], last));
+        let is_language = !recipes_of(experiment.card()).contains(&"modular-addition");
+        let files =
+            |member: usize| if is_language { &languages[member] } else { &models.0[member] };
+        let [a, b] = [0, 1].map(|member| decode(files(member), last));
         on_pair(*experiment, &experiment.default_params(), &a, &b, &mut sink).unwrap();
         for (name, points) in sink.metrics {
             let points = points.into_iter().collect();

@@ -81,7 +81,10 @@ fn cards_are_consistent_and_defaults_round_trip() {
         let mut params = experiment.default_params();
         for def in card.params.iter().filter(|def| def.is_required()) {
             assert!(experiment.check_params(&params).is_err(), "{} of {}", def.name, card.name);
-            params[def.name] = "some.metric".into();
+            params[def.name] = match def.kind {
+                ParamKind::MetricList => serde_json::json!(["some.metric", "another.metric"]),
+                _ => "some.metric".into(),
+            };
         }
         let mut groups = BTreeSet::new();
         for def in card.params.iter().filter(|def| def.group.is_some()) {
