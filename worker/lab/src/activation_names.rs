@@ -126,12 +126,12 @@ pub(crate) fn others(config: &Config) -> Vec<(String, Source)> {
     }
     let layers = 0..u32::try_from(config.n_layers).unwrap_or(0);
     let last = layers.end.checked_sub(1).map(|layer| Hook::block(layer, Site::ResidPost));
-    if config.final_normalization != Normalization::None {
+    if config.final_normalization == Normalization::None {
+        names.extend(last.map(|last| ("unembed.hook_in", Source::Hook(last))));
+    } else {
         let normed = Source::Normed(Hook::LnFinal(Norm::Normalized), "ln_final".to_owned());
         names.extend([("ln_final.hook_out", normed.clone()), ("unembed.hook_in", normed)]);
         names.extend(last.map(|last| ("ln_final.hook_in", Source::Hook(last))));
-    } else {
-        names.extend(last.map(|last| ("unembed.hook_in", Source::Hook(last))));
     }
     let owned = names.into_iter().map(|(name, source)| (name.to_owned(), source));
     let blocks = layers.flat_map(|layer| {

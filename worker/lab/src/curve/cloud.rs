@@ -111,7 +111,9 @@ fn orthonormalise(vectors: &mut [Vec<f64>]) {
         }
         let after = norm(vector);
         let scale = if after > 1e-10 * before { 1.0 / after } else { 0.0 };
-        vector.iter_mut().for_each(|v| *v *= scale);
+        for v in vector.iter_mut() {
+            *v *= scale;
+        }
     }
 }
 
@@ -134,7 +136,9 @@ fn tyler(coordinates: &[Vec<f64>]) -> Vec<Vec<f64>> {
         }
         let trace: f64 = (0..rank).map(|i| shape[i][i]).sum();
         for (i, row) in shape.iter_mut().enumerate() {
-            row.iter_mut().for_each(|s| *s *= rank as f64 / trace);
+            for s in row.iter_mut() {
+                *s *= rank as f64 / trace;
+            }
             row[i] += 1e-6;
         }
         factor = cholesky(&shape);

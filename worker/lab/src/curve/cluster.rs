@@ -96,7 +96,9 @@ fn descend(rows: &[&[f64]], mut centres: Vec<Vec<f64>>) -> Clustering {
             (*label, *distance) = (best, least);
         }
         let mut sizes = vec![0usize; k];
-        labels.iter().for_each(|label| sizes[*label] += 1);
+        for label in &labels {
+            sizes[*label] += 1;
+        }
         // A cluster that lost all its rows takes the one that is worst off, unless it is alone.
         for cluster in 0..k {
             if sizes[cluster] == 0 {
@@ -117,7 +119,9 @@ fn descend(rows: &[&[f64]], mut centres: Vec<Vec<f64>>) -> Clustering {
             centres[*label].iter_mut().zip(*row).for_each(|(sum, value)| *sum += value);
         }
         for (centre, size) in centres.iter_mut().zip(&sizes) {
-            centre.iter_mut().for_each(|sum| *sum /= *size as f64);
+            for sum in centre.iter_mut() {
+                *sum /= *size as f64;
+            }
         }
     }
     let inertia =
@@ -149,7 +153,9 @@ impl Distances {
     /// row that is alone. NaN unless there are two clusters.
     pub fn silhouette(&self, labels: &[usize], k: usize) -> f64 {
         let mut sizes = vec![0usize; k];
-        labels.iter().for_each(|label| sizes[*label] += 1);
+        for label in labels {
+            sizes[*label] += 1;
+        }
         if sizes.iter().filter(|size| **size > 0).count() < 2 {
             return f64::NAN;
         }

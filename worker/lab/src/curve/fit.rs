@@ -431,7 +431,9 @@ impl Profile {
 fn unit(mut values: Vec<f64>) -> Vec<f64> {
     let length = dot(&values, &values).sqrt();
     if length > 0.0 {
-        values.iter_mut().for_each(|value| *value /= length);
+        for value in &mut values {
+            *value /= length;
+        }
     }
     values
 }

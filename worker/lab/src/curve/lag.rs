@@ -165,9 +165,13 @@ pub fn granger(x: &[f64], y: &[f64], order: usize) -> Granger {
         (1..=order).map(|k| series[order - k..series.len() - k].to_vec()).collect()
     };
     let mut fit = Regression::new(target);
-    past(y).iter().for_each(|column| fit.add(column));
+    for column in &past(y) {
+        fit.add(column);
+    }
     let small = fit.rss();
-    past(x).iter().for_each(|column| fit.add(column));
+    for column in &past(x) {
+        fit.add(column);
+    }
     let full = fit.rss();
     let f = (small - full).max(0.0) / order as f64 / (full / freedom as f64);
     // Where nothing is left to explain (0 / 0) there is no test.
@@ -223,7 +227,9 @@ impl Regression {
         if norm <= 1e-10 * before {
             return;
         }
-        column.iter_mut().for_each(|c| *c /= norm);
+        for c in &mut column {
+            *c /= norm;
+        }
         let share = dot(&self.rest, &column);
         self.rest.iter_mut().zip(&column).for_each(|(rest, c)| *rest -= share * c);
         self.basis.push(column);
@@ -281,10 +287,10 @@ fn regularised_beta(x: f64, a: f64, b: f64) -> f64 {
 /// ln Γ(x) for x > 0 by Lanczos' series (g = 7, nine terms).
 fn ln_gamma(x: f64) -> f64 {
     const TERMS: [f64; 9] = [
-        0.999_999_999_999_809_93,
+        0.999_999_999_999_809_9,
         676.520_368_121_885_1,
         -1_259.139_216_722_402_8,
-        771.323_428_777_653_08,
+        771.323_428_777_653_1,
         -176.615_029_162_140_6,
         12.507_343_278_686_905,
         -0.138_571_095_265_720_12,

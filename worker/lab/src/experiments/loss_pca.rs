@@ -243,8 +243,8 @@ struct Report<'a> {
 
 type Found<'a> = (Path<'a>, [Corners; 2]);
 
-fn labels(paths: &[Found<'_>]) -> Option<Vec<String>> {
-    Some(paths.iter().map(|(path, _)| path.label.to_owned()).collect())
+fn labels(paths: &[Found<'_>]) -> Vec<String> {
+    paths.iter().map(|(path, _)| path.label.to_owned()).collect()
 }
 
 /// Values at every step that some model has.
@@ -269,9 +269,13 @@ fn courses(paths: &[Found<'_>], n_components: usize, cx: &mut Context<'_>) -> Re
             }
         }
         let shape = vec![paths.len(), n_components];
-        cx.metric_at("pc", step, Value::array(shape, coordinates, vec![labels(paths), None]))?;
+        cx.metric_at(
+            "pc",
+            step,
+            Value::array(shape, coordinates, vec![Some(labels(paths)), None]),
+        )?;
         let mut emit = |name: &str, values: Vec<f64>| {
-            let value = Value::array(vec![paths.len()], values, vec![labels(paths)]);
+            let value = Value::array(vec![paths.len()], values, vec![Some(labels(paths))]);
             cx.metric_at(name, step, value)
         };
         emit("turn_angle", each(&|(_, events), at| events[0].statistic[at]))?;
@@ -309,11 +313,14 @@ fn emit_events(
         };
         let data = chosen.iter().flat_map(value).collect();
         let shape = vec![paths.len(), max_events];
-        cx.metric(&format!("{kind}_{name}"), Value::array(shape, data, vec![labels(paths), None]))?;
+        cx.metric(
+            &format!("{kind}_{name}"),
+            Value::array(shape, data, vec![Some(labels(paths)), None]),
+        )?;
     }
     let scalar = |read: &dyn Fn(&Corners) -> f64| {
         let data = paths.iter().map(|(_, events)| read(&events[place])).collect();
-        Value::array(vec![paths.len()], data, vec![labels(paths)])
+        Value::array(vec![paths.len()], data, vec![Some(labels(paths))])
     };
     cx.metric(&format!("n_{kind}s"), scalar(&|found| found.corners.len() as f64))?;
     cx.metric(&format!("{kind}_null_rate"), scalar(&|found| found.null_rate))

@@ -59,8 +59,8 @@ fn joint_components_equal_scikit_learn() {
         let (member, step) = if row < 7 { (0, 10 * row) } else { (1, 10 * (row - 7)) };
         let found = &sink.metrics["pc"][&(step as u64)];
         assert_eq!(found.shape, [2, 3]);
-        for k in 0..3 {
-            assert!((found.data[3 * member + k] - expected[k]).abs() < 1e-8, "row {row}, {k}");
+        for (k, expected) in expected.iter().take(3).enumerate() {
+            assert!((found.data[3 * member + k] - expected).abs() < 1e-8, "row {row}, {k}");
         }
     }
     let late = &sink.metrics["pc"][&80];
