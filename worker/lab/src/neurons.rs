@@ -353,7 +353,7 @@ impl Sample {
 fn mean_ranks(x: &Tensor) -> Tensor {
     let (sorted, _) = x.sort(-1, false);
     let place = |right| {
-        sorted.searchsorted(x, false, right, if right { "right" } else { "left" }, None::<Tensor>)
+        x.searchsorted(&sorted, false, right, if right { "right" } else { "left" }, None::<Tensor>)
     };
     (place(false) + place(true) + 1).to_kind(Kind::Double) * 0.5
 }

@@ -113,7 +113,8 @@ pub(super) fn example_params(experiment: &dyn AnyExperiment) -> Json {
         }
         // Few steps are enough to see that something comes out.
         let quick = [("burn_in", 2), ("draws", 6), ("chains", 2), ("iterations", 6), ("probes", 4)];
-        if let Some((_, few)) = quick.iter().find(|(name, _)| *name == def.name) {
+        let is_number = def.kind == ParamKind::Int;
+        if let Some((_, few)) = quick.iter().find(|(name, _)| is_number && *name == def.name) {
             params[def.name] = json!(few);
         }
         if def.name == "questions" {
