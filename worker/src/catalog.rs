@@ -16,6 +16,16 @@ pub fn recipe(name: &str) -> Option<&'static dyn AnyRecipe> {
     RECIPES.iter().copied().find(|recipe| recipe.card().name == name)
 }
 
+/// The catalogue as JSON with one experiment or recipe a line, so that a difference shows which one has changed.
+pub fn in_lines(catalog: &pb::Catalog) -> String {
+    fn lines<T: serde::Serialize>(items: &[T]) -> String {
+        let line = |item| serde_json::to_string(item).expect("a catalogue is texts and numbers");
+        items.iter().map(line).collect::<Vec<_>>().join(",\n")
+    }
+    let (experiments, recipes) = (lines(&catalog.experiments), lines(&catalog.recipes));
+    format!("{{\"experiments\": [\n{experiments}\n], \"recipes\": [\n{recipes}\n]}}\n")
+}
+
 /// Every experiment and recipe of this build; how many seeds train well together depends on the
 /// device.
 pub fn catalog(device: Device) -> pb::Catalog {

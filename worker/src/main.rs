@@ -12,10 +12,9 @@ use sweep_worker::{
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Catalog => {
-            let json = serde_json::to_string_pretty(&catalog::catalog(sweep_lens::Device::Cpu));
-            let json = json.expect("a catalogue is made of texts and numbers");
+            let text = catalog::in_lines(&catalog::catalog(sweep_lens::Device::Cpu));
             // A closed pipe is the reader's choice.
-            let _ = io::Write::write_all(&mut io::stdout(), format!("{json}\n").as_bytes());
+            let _ = io::Write::write_all(&mut io::stdout(), text.as_bytes());
             ExitCode::SUCCESS
         }
         Command::Run(config) => {
