@@ -30,7 +30,7 @@ fn tasks_and_answers_are_found_again_from_gradients_alone() {
     let agreement = |k: u64, n_clusters: u64| {
         let params = json!({
             "n_tasks": 4, "n_bits": 8, "k": k, "alpha": 0.3, "d_mlp": 64, "batch": 400, "lr": 5e-3,
-            "eval_per_task": 40, "steps": 600, "eval_every": 600,
+            "data_seed": 1, "eval_per_task": 40, "steps": 600, "eval_every": 600,
         });
         let mut files = trained("multitask-parity", &params, 60);
         let settings = json!({ "n_clusters": n_clusters, "n_examples": 160 });
@@ -47,10 +47,10 @@ fn tasks_and_answers_are_found_again_from_gradients_alone() {
         assert_eq!(listed.as_array().unwrap().len(), 160);
         of("agreement")[0]
     };
-    // The same training in PyTorch with scikit-learn's clustering: 1.0, and .55 with sixteen groups of two bits. Here two
-    // tasks may ask for one bit, and are then one.
+    // The same training in PyTorch with scikit-learn's clustering: 1.0, and .55 with sixteen groups of two bits. With this
+    // data seed no two tasks ask for one bit (with data seed 0 two do, and agreement is .76).
     let found = agreement(1, 8);
-    assert!(found > 0.7, "{found}");
+    assert!(found > 0.95, "{found}");
     let found = agreement(2, 16);
     assert!(found > 0.3, "{found}");
 }
