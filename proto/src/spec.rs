@@ -10,6 +10,7 @@ mod decode;
 pub mod expand;
 mod import;
 pub mod label;
+mod metric_name;
 mod models;
 mod pairs;
 
@@ -17,6 +18,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 pub use import::{DTYPES, Import, Listing, PROCESSING};
+pub use metric_name::MetricName;
 pub use models::{Entry, IMPORT, ImportPlan, MAX_CHECKPOINTS, ModelRef, Models};
 pub use pairs::{At, CheckpointRef, Endpoint, Pair, PairProblem, PairSelection, Pairing};
 

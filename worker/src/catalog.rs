@@ -114,6 +114,7 @@ fn figures(card: &Card) -> Vec<pb::Figure> {
             title: figure.title.to_owned(),
             kind: match figure.kind {
                 FigureKind::Lines => "lines",
+                FigureKind::Intervals => "intervals",
                 FigureKind::Scatter => "scatter",
                 FigureKind::HeatMap => "heat-map",
                 FigureKind::Pairs => "pairs",

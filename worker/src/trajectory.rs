@@ -14,6 +14,7 @@ use sweep_lens::{Device, checkpoint::Checkpoint, tokenizer::Tokenizer};
 use sweep_proto::{
     id::{FailureClass, failure},
     pb::{self, record::Body},
+    spec::MetricName,
 };
 use tonic::Status;
 
@@ -76,7 +77,8 @@ fn of_model(
         let is_own = |part: &pb::Series| part.model_index == work.model_index;
         match read(outlet, task, name, is_own) {
             Ok(found) => {
-                let own = found.into_values().find(|found| found.partner.is_none());
+                // Of a model alone, or of each of its checkpoints with one other.
+                let own = found.into_values().next();
                 table.insert(name.clone(), own.map(|own| own.series).unwrap_or_default());
             }
             Err(failure) => return task.end(Body::Failed(failure)),
@@ -240,15 +242,18 @@ async fn series(
     metric: &str,
     wanted: impl Fn(&pb::Series) -> bool,
 ) -> Result<BTreeMap<(u32, String), MemberSeries>, Status> {
+    let name = MetricName::parse(metric)
+        .ok_or_else(|| Status::invalid_argument(format!("`{metric}` is not experiment.metric")))?;
     let request = pb::QueryRequest {
         sweep: sweep.to_owned(),
-        metric: metric.to_owned(),
+        metric: name.full(),
         ..Default::default()
     };
     let mut stream = outlet.session.metrics().query(request).await?.into_inner();
     let mut all: BTreeMap<(u32, String), MemberSeries> = BTreeMap::new();
     while let Some(mut part) = stream.message().await? {
-        if !wanted(&part) {
+        let written = serde_json::from_str(&part.params).unwrap_or_default();
+        if !wanted(&part) || !name.fits(&written) {
             continue;
         }
         if !part.partner.is_empty() && !part.axes.is_empty() {

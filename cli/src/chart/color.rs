@@ -77,9 +77,29 @@ impl ColorMap {
     }
 }
 
+/// The ink that can be read on a ground of `#rrggbb`: by the ground's relative luminance (WCAG 2,
+/// where both inks have the same contrast at 0.18).
+pub fn ink_on(ground: &str) -> &'static str {
+    let channel = |at: usize| {
+        let byte = ground.get(at..at + 2).and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        let share = f64::from(byte.unwrap_or(255)) / 255.0;
+        if share <= 0.04045 { share / 12.92 } else { ((share + 0.055) / 1.055).powf(2.4) }
+    };
+    let luminance = 0.2126 * channel(1) + 0.7152 * channel(3) + 0.0722 * channel(5);
+    if luminance > 0.18 { "#222222" } else { "#ffffff" }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ink_can_be_read_on_both_ends_of_a_map() {
+        assert_eq!(ink_on(&ColorMap::Viridis.at(0.0)), "#ffffff");
+        assert_eq!(ink_on(&ColorMap::Viridis.at(1.0)), "#222222");
+        assert_eq!(ink_on(&ColorMap::Diverging.at(0.0)), "#ffffff");
+        assert_eq!(ink_on(&ColorMap::Diverging.at(0.5)), "#222222");
+    }
 
     #[test]
     fn maps_reach_both_ends_and_do_not_leave_them() {

@@ -2,10 +2,14 @@
 
 use super::{
     Cells, ColorBar, Content, Dash, Line, Panel, Path,
-    color::{ColorMap, MISSING},
+    color::{ColorMap, MISSING, ink_on},
+    raster::text_width,
     scale::Scale,
-    svg::Svg,
+    svg::{Anchor, Svg, TextStyle},
 };
+
+/// Size of the numbers in cells.
+const NUMBER: f64 = 9.5;
 
 /// Cells smaller than a fifth of a pixel are merged before they are drawn.
 const CELLS_PER_PIXEL: f64 = 2.0;
@@ -167,6 +171,44 @@ fn cells(svg: &mut Svg, panel: &Panel, area: Area, cells: &Cells, bar: Option<&C
         }
     }
     svg.close_group();
+    numbers(svg, panel, area, cells, bar);
+}
+
+/// The values of cells that are large enough for all of them.
+fn numbers(svg: &mut Svg, panel: &Panel, area: Area, cells: &Cells, bar: Option<&ColorBar>) {
+    let Some(bar) = bar else { return };
+    let columns = cells.x_edges.len() - 1;
+    let mut written = Vec::new();
+    for (index, value) in cells.values.iter().enumerate().filter(|(_, value)| value.is_finite()) {
+        let (row, column) = (index / columns, index % columns);
+        let x = span(&panel.x.scale, (cells.x_edges[column], cells.x_edges[column + 1]));
+        let y = span(&panel.y.scale, (cells.y_edges[row], cells.y_edges[row + 1]));
+        let Some(((x0, x1), (y0, y1))) = x.zip(y) else { continue };
+        let ((left, bottom), (right, top)) = (area.at(x0, y0), area.at(x1, y1));
+        let text = number(*value);
+        if text_width(&text, NUMBER, false) + 3.0 > right - left || NUMBER + 3.0 > bottom - top {
+            return;
+        }
+        let ground = bar.scale.at(*value).map_or_else(|| MISSING.to_owned(), |at| bar.map.at(at));
+        let middle = (f64::midpoint(left, right), f64::midpoint(top, bottom) + NUMBER * 0.36);
+        written.push((middle, text, ink_on(&ground)));
+    }
+    for (at, text, color) in written {
+        let style = TextStyle { size: NUMBER, bold: false, anchor: Anchor::Middle, color };
+        svg.text(at, &text, style);
+    }
+}
+
+/// Two significant digits, without the zero before the point, as in tables of coefficients.
+fn number(value: f64) -> String {
+    let digits = if value.abs() >= 10.0 { 3 } else { 2 };
+    let text = crate::format::significant(value, digits);
+    let text = if value.fract() == 0.0 { crate::format::trim_zeros(&text) } else { &text };
+    let text = text.replace('-', "−");
+    match text.strip_prefix("0.") {
+        Some(rest) => format!(".{rest}"),
+        None => text.replace("−0.", "−."),
+    }
 }
 
 /// Both edges as fractions, the smaller one first. Edges are never at zero of a log axis.

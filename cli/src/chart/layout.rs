@@ -145,19 +145,29 @@ impl Grid {
 fn tick_count(axis: &Axis, pixels: f64, vertical: bool) -> usize {
     let distance = match (&axis.scale, vertical) {
         (Scale::Names { .. }, true) => NAME_PIXELS,
-        (Scale::Names { names, .. }, false) => {
-            let widest = names.iter().map(|name| text_width(name, TICK, false));
-            widest.fold(0.0, f64::max) + 6.0
-        }
+        (Scale::Names { .. }, false) if turned(axis, pixels) => NAME_PIXELS,
+        (Scale::Names { names, .. }, false) => widest_name(names) + 6.0,
         (_, true) => Y_TICK_PIXELS,
         (_, false) => X_TICK_PIXELS,
     };
     ((pixels / distance) as usize).max(2)
 }
 
+fn widest_name(names: &[String]) -> f64 {
+    names.iter().map(|name| text_width(name, TICK, false)).fold(0.0, f64::max)
+}
+
+/// Whether the names on a horizontal axis stand upright: when they are words that do not fit side by
+/// side. Numbers are left out instead, they can be counted.
+fn turned(axis: &Axis, pixels: f64) -> bool {
+    let Scale::Names { names, .. } = &axis.scale else { return false };
+    let words = names.iter().any(|name| name.parse::<f64>().is_err());
+    words && (widest_name(names) + 6.0) * names.len() as f64 > pixels
+}
+
 fn x_ticks(panel: &Panel) -> Vec<Tick> {
     let ticks = panel.x.scale.ticks(tick_count(&panel.x, panel.size.0, false));
-    without_collisions(ticks, panel.size.0)
+    if turned(&panel.x, panel.size.0) { ticks } else { without_collisions(ticks, panel.size.0) }
 }
 
 fn y_ticks(panel: &Panel) -> Vec<Tick> {
@@ -189,10 +199,17 @@ fn left_margin(panel: &Panel) -> f64 {
 
 fn bottom_margin(panel: &Panel) -> f64 {
     let label = if panel.x.label.is_empty() { 0.0 } else { LABEL + GAP };
-    MARK + 4.0 + TICK + label
+    MARK + 4.0 + x_tick_height(panel) + label
+}
+
+fn x_tick_height(panel: &Panel) -> f64 {
+    if turned(&panel.x, panel.size.0) { widest(&x_ticks(panel)) } else { TICK }
 }
 
 fn overhang(panel: &Panel) -> f64 {
+    if turned(&panel.x, panel.size.0) {
+        return 0.0;
+    }
     let ticks = x_ticks(panel);
     let last = ticks.iter().rev().find(|tick| !tick.label.is_empty());
     last.map_or(0.0, |tick| {
@@ -226,8 +243,13 @@ fn draw_panel(svg: &mut Svg, figure: &Figure, grid: &Grid, index: usize, panel: 
         let x = area.at(tick.at, 0.0).0;
         let length = if tick.label.is_empty() { MARK / 2.0 } else { MARK };
         svg.line((x, bottom), (x, bottom + length), AXIS, 1.0);
-        let at = (x, bottom + MARK + 2.0 + TICK);
-        svg.text(at, &tick.label, style(TICK, false, Anchor::Middle));
+        if turned(&panel.x, area.width) {
+            let at = (x + TICK * 0.36, bottom + MARK + 3.0);
+            svg.text_turned(at, &tick.label, style(TICK, false, Anchor::End), true);
+        } else {
+            let at = (x, bottom + MARK + 2.0 + TICK);
+            svg.text(at, &tick.label, style(TICK, false, Anchor::Middle));
+        }
     }
     for tick in &y_ticks {
         let y = area.at(0.0, tick.at).1;
@@ -240,7 +262,8 @@ fn draw_panel(svg: &mut Svg, figure: &Figure, grid: &Grid, index: usize, panel: 
         svg.text((left, top - 6.0), &panel.title, style(PANEL_TITLE, false, Anchor::Start));
     }
     if !panel.x.label.is_empty() {
-        let at = (left + area.width / 2.0, bottom + MARK + 4.0 + TICK + GAP + LABEL - 3.0);
+        let below = bottom + MARK + 4.0 + x_tick_height(panel);
+        let at = (left + area.width / 2.0, below + GAP + LABEL - 3.0);
         svg.text(at, &panel.x.label, style(LABEL, false, Anchor::Middle));
     }
     if !panel.y.label.is_empty() {

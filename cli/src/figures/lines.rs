@@ -1,7 +1,7 @@
 //! Values over steps. One panel per unit; colours are metrics, or models where there is one metric;
 //! with several of both, each model (or each metric, where models are many) has its own panel.
 
-use super::{FigureSpec, Names, capitalised, say_once, with_unit, words};
+use super::{FigureSpec, Measured, Names, capitalised, say_once, with_unit, words};
 use crate::{
     chart::{Axis, Content, Dash, Figure, LegendEntry, Line, Mark, Panel, color, scale::Scale},
     series::{Curve, label},
@@ -22,6 +22,8 @@ struct Strand {
     metric: String,
     model: String,
     points: Vec<(f64, f64)>,
+    /// From the lower to the upper end of each point's interval, with gaps between them.
+    intervals: Vec<(f64, f64)>,
 }
 
 /// Which of a strand's names is shown by what.
@@ -37,13 +39,13 @@ enum Arrangement {
     MetricPanels,
 }
 
-pub(super) fn lines(spec: &FigureSpec, curves: &[&Curve], names: &Names) -> Option<Figure> {
-    let mut strands: Vec<Strand> = curves.iter().flat_map(|curve| strands(curve, names)).collect();
+pub(super) fn lines(
+    spec: &FigureSpec,
+    measured: &[Measured<'_>],
+    names: &Names,
+) -> Option<Figure> {
+    let mut strands: Vec<Strand> = measured.iter().flat_map(|one| strands(one, names)).collect();
     shorten(&mut strands);
-    let at_one_step = curves.iter().all(|curve| curve.series.steps.len() == 1);
-    if at_one_step {
-        return dots(spec, &strands);
-    }
     let metrics = distinct(strands.iter().map(|s| &s.metric));
     let models = distinct(strands.iter().map(|s| &s.model));
     let units = distinct(strands.iter().map(|s| &s.unit));
@@ -67,13 +69,23 @@ pub(super) fn lines(spec: &FigureSpec, curves: &[&Curve], names: &Names) -> Opti
                 (Arrangement::MetricPanels, Some(metric)) => strand.metric == **metric,
                 (_, _) => true,
             };
-            let line = |strand: &&Strand| {
+            let drawn = |strand: &&Strand| {
                 let name = if by_metric { &strand.metric } else { &strand.model };
                 let index = colored.iter().position(|known| known == name).unwrap_or(0);
                 let color = color::category(index, colored.len());
-                Line { points: strand.points.clone(), color, dash: Dash::Solid }
+                let line = |points: &[(f64, f64)]| Line {
+                    points: points.to_vec(),
+                    color: color.clone(),
+                    dash: Dash::Solid,
+                };
+                [line(&strand.points), line(&strand.intervals)]
             };
-            let shown: Vec<Line> = of_unit.iter().filter(inside).map(line).collect();
+            let shown: Vec<Line> = of_unit
+                .iter()
+                .filter(inside)
+                .flat_map(drawn)
+                .filter(|line| !line.points.is_empty())
+                .collect();
             if shown.is_empty() {
                 continue;
             }
@@ -133,7 +145,7 @@ fn x_scale(strands: &[Strand], log: bool) -> Scale {
     }
 }
 
-fn legend(names: &[String]) -> Vec<LegendEntry> {
+pub(super) fn legend(names: &[String]) -> Vec<LegendEntry> {
     if names.len() < 2 {
         return Vec::new();
     }
@@ -165,54 +177,9 @@ fn shorten(strands: &mut [Strand]) {
     }
 }
 
-/// Values that exist at one step only (verdicts, boundaries): models side by side.
-fn dots(spec: &FigureSpec, strands: &[Strand]) -> Option<Figure> {
-    let metrics = distinct(strands.iter().map(|s| &s.metric));
-    let models = distinct(strands.iter().map(|s| &s.model));
-    if models.is_empty() {
-        return None;
-    }
-    let place = |model: &String| models.iter().position(|known| known == model).unwrap_or(0) as f64;
-    let gap = (f64::NAN, f64::NAN);
-    let mut panels = Vec::new();
-    for unit in distinct(strands.iter().map(|s| &s.unit)) {
-        let of_unit: Vec<&Strand> = strands.iter().filter(|s| s.unit == unit).collect();
-        let of_metric = |(index, metric): (usize, &String)| Line {
-            points: of_unit
-                .iter()
-                .filter(|s| s.metric == *metric)
-                .flat_map(|s| [(place(&s.model), s.points[0].1), gap])
-                .collect(),
-            color: color::category(index, metrics.len()),
-            dash: Dash::Solid,
-        };
-        panels.push(Panel {
-            title: String::new(),
-            x: Axis {
-                label: String::new(),
-                scale: Scale::Names { names: models.clone(), reversed: false },
-            },
-            y: Axis {
-                label: y_label(&of_unit, &unit),
-                scale: y_scale(&of_unit, &unit, spec.log_y),
-            },
-            content: Content::Lines(metrics.iter().enumerate().map(of_metric).collect()),
-            size: (320.0, 240.0),
-        });
-    }
-    let columns = panels.len().min(2);
-    Some(Figure {
-        title: spec.title.clone(),
-        description: String::new(),
-        panels,
-        columns,
-        legend: legend(&metrics),
-        color_bar: None,
-    })
-}
-
 /// The lines of a curve: one per cell of its axes.
-fn strands(curve: &Curve, names: &Names) -> Vec<Strand> {
+fn strands(measured: &Measured<'_>, names: &Names) -> Vec<Strand> {
+    let curve = measured.curve;
     let params = names.params(curve);
     let strand = |cell: usize| {
         let base = words(curve.short_name());
@@ -223,14 +190,20 @@ fn strands(curve: &Curve, names: &Names) -> Vec<Strand> {
         if !params.is_empty() {
             metric = format!("{metric} ({params})");
         }
-        let values = (0..curve.series.steps.len()).map(|index| curve.values_at(index)[cell]);
-        let steps = curve.series.steps.iter().map(|step| *step as f64);
+        let steps = || curve.series.steps.iter().map(|step| *step as f64).enumerate();
+        let at = |(index, step): (usize, f64)| (step, curve.values_at(index)[cell]);
+        let interval = |(index, step): (usize, f64)| {
+            let (low, high) = measured.ends?;
+            let end = |curve: &Curve| (step, curve.values_at(index)[cell]);
+            Some([end(low), end(high), (f64::NAN, f64::NAN)])
+        };
         Strand {
             unit: curve.series.unit.clone(),
             base,
             metric,
             model: names.model(curve),
-            points: steps.zip(values).collect(),
+            points: steps().map(at).collect(),
+            intervals: steps().filter_map(interval).flatten().collect(),
         }
     };
     (0..curve.block.min(super::LINES_MAX)).map(strand).collect()
@@ -251,7 +224,13 @@ fn cell_labels(curve: &Curve, mut cell: usize) -> Vec<(String, String)> {
 }
 
 fn y_scale(strands: &[&Strand], unit: &str, log: bool) -> Scale {
-    let values: Vec<f64> = strands.iter().flat_map(|s| s.points.iter().map(|p| p.1)).collect();
+    let values: Vec<f64> =
+        strands.iter().flat_map(|s| s.points.iter().chain(&s.intervals).map(|p| p.1)).collect();
+    value_scale(&values, unit, log)
+}
+
+/// The scale of values with a unit.
+pub(super) fn value_scale(values: &[f64], unit: &str, log: bool) -> Scale {
     let positive = values.iter().any(|value| *value > 0.0 && value.is_finite());
     // Fractions are not looked at on a logarithmic axis: 0.99 and 1 would be the same.
     let fraction = unit == "probability";
@@ -265,18 +244,26 @@ fn y_scale(strands: &[&Strand], unit: &str, log: bool) -> Scale {
     Scale::linear(values.iter().copied(), 0.04)
 }
 
-/// The metric, or what several metrics have in common, with the unit.
 fn y_label(strands: &[&Strand], unit: &str) -> String {
-    let metrics = distinct(strands.iter().map(|s| &s.base));
-    let name = match metrics.as_slice() {
+    value_label(&distinct(strands.iter().map(|s| &s.base)), unit)
+}
+
+/// The metric, or what several metrics have in common, with the unit.
+pub(super) fn value_label(metrics: &[String], unit: &str) -> String {
+    let name = match metrics {
         [] => String::new(),
         [one] => one.clone(),
         [first, rest @ ..] => {
-            // `train loss` and `test loss` are both a loss.
-            let word = first.rsplit(' ').next().unwrap_or_default();
-            let common =
-                !word.is_empty() && rest.iter().all(|m| m.rsplit(' ').next() == Some(word));
-            if common { word.to_owned() } else { String::new() }
+            // `train loss` and `test loss` are both a loss, and so are `loss first` and `loss repeat`;
+            // the best of several scores is not called `max`.
+            let shared = |word: fn(&String) -> &str| {
+                let word_of_first = word(first);
+                rest.iter().all(|name| word(name) == word_of_first).then_some(word_of_first)
+            };
+            let last = shared(|name| name.rsplit(' ').next().unwrap_or_default());
+            let start = || shared(|name| name.split(' ').next().unwrap_or_default());
+            let is_said = |word: &&str| !STATISTICS.contains(word);
+            last.filter(is_said).or_else(|| start().filter(is_said)).unwrap_or_default().to_owned()
         }
     };
     let name = match (name.as_str(), unit) {
@@ -287,7 +274,10 @@ fn y_label(strands: &[&Strand], unit: &str) -> String {
     capitalised(&with_unit(&name, unit))
 }
 
-fn distinct<'a>(items: impl Iterator<Item = &'a String>) -> Vec<String> {
+/// Words that tell how a value was made, not what it is.
+const STATISTICS: [&str; 6] = ["max", "min", "mean", "median", "best", "total"];
+
+pub(super) fn distinct<'a>(items: impl Iterator<Item = &'a String>) -> Vec<String> {
     let mut list: Vec<String> = Vec::new();
     for item in items {
         if !list.contains(item) {

@@ -222,7 +222,7 @@ fn at_last_step(
         reversed,
     };
     let edges = |count: u32| (0..=count).map(f64::from).collect();
-    let cell = |count: u32, most: f64| (most / f64::from(count.max(1))).clamp(6.0, 26.0);
+    let cell = |count: u32, most: f64| (most / f64::from(count.max(1))).clamp(6.0, 34.0);
     let cell = cell(across.size, 360.0).min(cell(rows.size, 420.0));
     let place =
         if title.is_empty() { format!("step {step}") } else { format!("{title}, step {step}") };

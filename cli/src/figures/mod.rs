@@ -3,6 +3,7 @@
 //! # Layout
 //! - this file: what is to be drawn ([`FigureSpec`]), names of models and units.
 //! - `lines`: values over steps.
+//! - `rows`: values of one step (verdicts, boundaries, statistics over seeds), with their intervals.
 //! - `maps`: heat maps and paths.
 //!
 //! Rules: a colour means a metric or a model, never both; where both vary, models get panels of
@@ -10,6 +11,7 @@
 
 mod lines;
 mod maps;
+mod rows;
 
 use sweep_proto::{catalog, pb, spec::SweepSpec};
 
@@ -26,6 +28,8 @@ pub const LINES_MAX: usize = 8;
 pub enum FigureKind {
     /// Values over steps.
     Lines,
+    /// The same with intervals: metrics come as estimate, lower and upper end.
+    Intervals,
     /// First against second component, coloured by step.
     Scatter,
     /// Colours over one or two axes.
@@ -64,6 +68,7 @@ pub fn of_sweep(spec: &SweepSpec, known: &pb::Catalog) -> Vec<FigureSpec> {
                 stem,
                 title: figure.title.clone(),
                 kind: match figure.kind.as_str() {
+                    "intervals" => FigureKind::Intervals,
                     "scatter" => FigureKind::Scatter,
                     "heat-map" => FigureKind::HeatMap,
                     "pairs" => FigureKind::Pairs,
@@ -119,11 +124,30 @@ pub fn of_metrics(curves: &[Curve], log_x: bool, log_y: bool) -> Vec<FigureSpec>
     let (lines, others): (Vec<&str>, Vec<&str>) =
         names.into_iter().partition(|name| kind(name) == FigureKind::Lines);
     let mut figures = Vec::new();
+    let (intervals, lines) = with_ends(lines);
+    if !intervals.is_empty() {
+        figures.push(figure(FigureKind::Intervals, intervals));
+    }
     if !lines.is_empty() {
         figures.push(figure(FigureKind::Lines, lines));
     }
     figures.extend(others.into_iter().map(|name| figure(kind(name), vec![name])));
     figures
+}
+
+/// Metrics that came with `…_low` and `…_high`, in threes, and the others.
+fn with_ends(names: Vec<&str>) -> (Vec<&str>, Vec<&str>) {
+    let end = |name: &str, suffix: &str| {
+        names.iter().copied().find(|end| end.strip_suffix(suffix) == Some(name))
+    };
+    let mut threes: Vec<&str> = Vec::new();
+    for name in &names {
+        if let (Some(low), Some(high)) = (end(name, "_low"), end(name, "_high")) {
+            threes.extend([*name, low, high]);
+        }
+    }
+    let others = names.iter().copied().filter(|name| !threes.contains(name)).collect();
+    (threes, others)
 }
 
 /// Whether a metric compares models with each other, and more than two of them.
@@ -161,6 +185,48 @@ fn title_of(metrics: &[&str]) -> String {
     }
 }
 
+/// A curve with the curves of its interval's ends.
+#[derive(Clone, Copy)]
+struct Measured<'a> {
+    curve: &'a Curve,
+    ends: Option<(&'a Curve, &'a Curve)>,
+}
+
+impl<'a> Measured<'a> {
+    /// Estimates with their ends; `metrics` are threes of names.
+    fn intervals(metrics: &[String], curves: &[&'a Curve]) -> Vec<Self> {
+        let mut measured = Vec::new();
+        for names in metrics.chunks(3) {
+            let estimates = curves.iter().filter(|curve| curve.series.metric == names[0]);
+            for curve in estimates {
+                let end = |name: Option<&String>| {
+                    let name = name?;
+                    let same = |end: &&&Curve| {
+                        end.series.metric == *name
+                            && end.block == curve.block
+                            && end.series.steps == curve.series.steps
+                            && end.series.model_index == curve.series.model_index
+                            && end.series.partner == curve.series.partner
+                            && end.series.params == curve.series.params
+                    };
+                    curves.iter().find(same).copied()
+                };
+                measured.push(Self { curve, ends: end(names.get(1)).zip(end(names.get(2))) });
+            }
+        }
+        measured
+    }
+
+    fn plain(curves: &[&'a Curve]) -> Vec<Self> {
+        curves.iter().map(|curve| Self { curve, ends: None }).collect()
+    }
+
+    /// Whether there is nothing along the steps to look at.
+    fn at_one_step(&self) -> bool {
+        self.curve.series.steps.len() == 1 && self.curve.series.axes.len() < 2
+    }
+}
+
 /// Draws a figure; `None` when none of its metrics has values.
 pub fn draw(spec: &FigureSpec, curves: &[Curve], description: &str) -> Option<Figure> {
     // In the order of the figure's own list, which is the order of importance.
@@ -178,6 +244,10 @@ pub fn draw(spec: &FigureSpec, curves: &[Curve], description: &str) -> Option<Fi
         return None;
     }
     let names = Names::of(&chosen);
+    let measured = match spec.kind {
+        FigureKind::Intervals => Measured::intervals(&spec.metrics, &chosen),
+        _ => Measured::plain(&chosen),
+    };
     let mut figure = match spec.kind {
         FigureKind::Pairs
             if chosen
@@ -186,15 +256,18 @@ pub fn draw(spec: &FigureSpec, curves: &[Curve], description: &str) -> Option<Fi
         {
             maps::pairs(spec, &chosen, &names)
         }
-        FigureKind::Lines | FigureKind::Pairs
+        FigureKind::Scatter => maps::paths(spec, &chosen, &names),
+        _ if measured.iter().all(Measured::at_one_step) => rows::rows(spec, &measured, &names),
+        FigureKind::Lines | FigureKind::Intervals | FigureKind::Pairs
             if chosen.iter().all(|curve| curve.block > LINES_MAX) =>
         {
             maps::heat_maps(spec, &chosen, &names)
         }
-        FigureKind::Lines | FigureKind::Pairs => lines::lines(spec, &chosen, &names),
-        FigureKind::Scatter => maps::paths(spec, &chosen, &names),
+        FigureKind::Lines | FigureKind::Intervals | FigureKind::Pairs => {
+            lines::lines(spec, &measured, &names)
+        }
         FigureKind::HeatMap if chosen.iter().all(|curve| curve.block == 1) => {
-            lines::lines(spec, &chosen, &names)
+            lines::lines(spec, &measured, &names)
         }
         FigureKind::HeatMap => maps::heat_maps(spec, &chosen, &names),
     }?;
@@ -218,7 +291,8 @@ fn say_once(panels: &mut [Panel], columns: usize) {
 /// Short names: what all models have in common is left out, and so are parameters that do not vary.
 struct Names {
     prefix: usize,
-    with_params: bool,
+    /// Parameters that differ between curves of the same metric and model.
+    varying: Vec<String>,
 }
 
 impl Names {
@@ -230,14 +304,20 @@ impl Names {
         models.retain(|name| !name.is_empty());
         models.sort_unstable();
         models.dedup();
-        let with_params = curves.iter().any(|a| {
-            curves.iter().any(|b| {
-                a.series.metric == b.series.metric
-                    && a.series.model_index == b.series.model_index
-                    && a.series.params != b.series.params
-            })
-        });
-        Self { prefix: common_prefix(&models), with_params }
+        let mut varying: Vec<String> = Vec::new();
+        for (index, a) in curves.iter().enumerate() {
+            let same = |b: &&&Curve| {
+                a.series.metric == b.series.metric && a.series.model_index == b.series.model_index
+            };
+            for b in curves[..index].iter().filter(same) {
+                let (a, b) = (params_of(a), params_of(b));
+                let differ = |name: &&String| a.get(*name) != b.get(*name);
+                varying.extend(a.keys().chain(b.keys()).filter(differ).cloned());
+            }
+        }
+        varying.sort();
+        varying.dedup();
+        Self { prefix: common_prefix(&models), varying }
     }
 
     /// The model, or both models of a pair.
@@ -264,8 +344,14 @@ impl Names {
         }
     }
 
+    /// Only parameters that vary; a single one with a text as its value needs no name.
     fn params(&self, curve: &Curve) -> String {
-        if self.with_params { params_text(&curve.series.params) } else { String::new() }
+        let mut params = params_of(curve);
+        params.retain(|name, _| self.varying.contains(name));
+        match (self.varying.as_slice(), params.values().next()) {
+            ([_], Some(serde_json::Value::String(text))) => text.clone(),
+            _ => params_text(&serde_json::Value::Object(params).to_string()),
+        }
     }
 
     /// Model and, where they vary, parameters.
@@ -275,6 +361,10 @@ impl Names {
             params => format!("{}, {params}", self.model(curve)),
         }
     }
+}
+
+fn params_of(curve: &Curve) -> serde_json::Map<String, serde_json::Value> {
+    serde_json::from_str(&curve.series.params).unwrap_or_default()
 }
 
 /// Bytes that all names share, up to and with the last `-`; 0 for a single name.

@@ -298,7 +298,7 @@ fn parameters_are_named_only_where_they_vary() {
     curves.push(other);
     let figure = draw(&spec(FigureKind::Lines, &LOSSES, false, false), &curves, "").unwrap();
     let legend: Vec<&str> = figure.legend.iter().map(|entry| entry.label.as_str()).collect();
-    assert_eq!(legend, ["of=weights", "of=logits"]);
+    assert_eq!(legend, ["weights", "logits"]);
     assert_eq!(figure.panels[0].y.label, "Train loss (nats)");
     curves.pop();
     let figure = draw(&spec(FigureKind::Lines, &LOSSES, false, false), &curves, "").unwrap();
@@ -329,9 +329,52 @@ fn boundaries_of_models_stand_side_by_side() {
     }
     let metrics: Vec<&str> = metrics.iter().map(String::as_str).collect();
     let figure = draw(&spec(FigureKind::Lines, &metrics, true, false), &curves, "").unwrap();
-    assert_eq!(figure.panels[0].y.label, "Step");
+    assert_eq!(figure.panels[0].x.label, "Step");
     let legend: Vec<&str> = figure.legend.iter().map(|entry| entry.label.as_str()).collect();
     assert_eq!(legend[0], "memorised step");
     let svg = show("boundaries", &figure);
     assert_eq!(svg.matches("<circle").count(), 11, "the missing one is not drawn");
+}
+
+#[test]
+fn one_step_with_intervals_is_a_row_of_dots_and_bars() {
+    let cells = axis("cell", 2, &["layer 0", "layer 1"].map(str::to_owned));
+    let mut curves = Vec::new();
+    for (arm, at) in [("weights", 1200.0), ("logits", 900.0)] {
+        for (metric, shift) in [("midpoint", 0.0), ("onset", -150.0), ("end", 200.0)] {
+            let values = vec![at + shift, if arm == "logits" { f64::NAN } else { at }];
+            let name = format!("phase-transition.{metric}");
+            let mut curve = curve(&name, "steps", 0, vec![cells.clone()], values);
+            curve.series.params = json!({ "of": arm, "folded": true }).to_string();
+            curves.push(curve);
+        }
+    }
+    let metrics = ["midpoint", "onset", "end"].map(|name| format!("phase-transition.{name}"));
+    let metrics: Vec<&str> = metrics.iter().map(String::as_str).collect();
+    let figure = draw(&spec(FigureKind::Intervals, &metrics, true, false), &curves, "").unwrap();
+    let Scale::Names { names, .. } = &figure.panels[0].y.scale else { panic!() };
+    assert_eq!(
+        names,
+        &["weights, layer 0", "weights, layer 1", "logits, layer 0", "logits, layer 1"]
+    );
+    assert_eq!(figure.panels[0].x.label, "Midpoint (steps)");
+    let svg = show("rows", &figure);
+    assert_eq!(svg.matches("<circle").count(), 3, "a value that is missing has no dot");
+    assert_eq!(svg.matches("<polyline").count(), 3, "and no bar");
+
+    let mut curves = grokking(2);
+    for suffix in ["low", "high"] {
+        for model in 0..2 {
+            let mut end = curves[model].clone();
+            end.series.metric = format!("{}_{suffix}", end.series.metric);
+            end.series.values.iter_mut().for_each(|v| *v *= if suffix == "low" { 0.7 } else { 1.4 });
+            curves.push(end);
+        }
+    }
+    curves.retain(|curve| curve.series.metric.contains("train_loss"));
+    let specs = of_metrics(&curves, false, true);
+    assert_eq!((specs.len(), specs[0].kind), (1, FigureKind::Intervals));
+    let figure = draw(&specs[0], &curves, "").unwrap();
+    assert_eq!(lines_of(&figure.panels[0]), 4, "a curve and its bars for each seed");
+    show("lines-with-intervals", &figure);
 }

@@ -16,7 +16,7 @@ use sweep_proto::{
     pb,
     spec::{
         CheckpointRef, CompareSpec, ExperimentSpec, ModelRef, ModelSource, Models, Pairing,
-        SweepSpec, canonical, expand, label,
+        MetricName, SweepSpec, canonical, expand, label,
     },
 };
 
@@ -88,6 +88,8 @@ pub struct Pinned {
     pub scope: Scope,
     /// Whether it reads checkpoints, if it looks at several models.
     pub reads_checkpoints: bool,
+    /// Whether it reads metrics of comparisons.
+    pub reads_pairs: bool,
 }
 
 /// Checkpoints that a task on several models may be sent with its lease: some 15 MB.
@@ -479,7 +481,6 @@ fn pin_one(
     Ok(Pinned {
         name: name.clone(),
         version: known.version,
-        params: Value::Object(params).to_string(),
         written: Value::Object(written.clone()).to_string(),
         label,
         folder,
@@ -489,6 +490,21 @@ fn pin_one(
             _ => Scope::Model,
         },
         reads_checkpoints: known.reads_checkpoints,
+        reads_pairs: reads_pairs(known, &params, pinned),
+        params: Value::Object(params).to_string(),
+    })
+}
+
+/// Whether one of the metrics that an experiment reads is one of pairs.
+fn reads_pairs(known: &pb::Experiment, params: &Map<String, Value>, pinned: &pb::Catalog) -> bool {
+    let named = known.params.iter().filter(|param| param.kind.starts_with("metric"));
+    let named = named.filter_map(|param| params.get(&param.name)).flat_map(|value| match value {
+        Value::Array(list) => list.iter().collect(),
+        other => vec![other],
+    });
+    let names = named.filter_map(Value::as_str).chain(known.reads.iter().map(String::as_str));
+    names.filter_map(MetricName::parse).any(|name| {
+        catalog::experiment(pinned, name.owner).is_some_and(|owner| owner.stage == "compare")
     })
 }
 

@@ -110,7 +110,7 @@ fn op() -> impl Strategy<Value = Op> {
 fn document() -> Value {
     let mut document = small(3);
     document["experiments"] = json!(["probe", "norms"]);
-    document["trajectory"] = json!(["pca", "order", "phase", "rank"]);
+    document["trajectory"] = json!(["pca", "order", "drift", "rank"]);
     document["compare"] = json!([
         { "match": { "pairs": "seeds", "at": "all" } },
         { "match": { "pairs": "consecutive" } },

@@ -57,7 +57,14 @@ pub(crate) fn test_catalog() -> pb::Catalog {
             experiment("norms", "analyse"),
             experiment("pca", "trajectory"),
             experiment("phase", "trajectory"),
-            experiment("match", "compare"),
+            pb::Experiment {
+                metrics: vec![pb::Metric { name: "x".into(), ..Default::default() }],
+                ..experiment("match", "compare")
+            },
+            pb::Experiment {
+                reads: vec!["match.x".into()],
+                ..experiment("drift", "trajectory")
+            },
             pb::Experiment { scope: "entry".into(), ..experiment("order", "trajectory") },
             pb::Experiment {
                 scope: "sweep".into(),

@@ -169,6 +169,11 @@ impl Sweep {
         counts.done + counts.failed + counts.skipped == self.plan.totals().compare
     }
 
+    /// Whether a trajectory task reads comparisons that have not all ended.
+    fn lacks_pairs(&self, index: u32) -> bool {
+        self.plan.trajectory()[index as usize].reads_pairs && !self.comparisons_ended()
+    }
+
     /// Whether tasks may be leased.
     pub fn is_running(&self) -> bool {
         self.stop.is_none() && self.ended_at == 0
@@ -227,8 +232,8 @@ impl Sweep {
             (TaskKind::Trajectory { .. }, _) if matches!(train, Cell::Failed(_)) => {
                 return State::Skipped;
             }
-            (TaskKind::Trajectory { .. }, Some(cell)) => {
-                (cell, !model.is_some_and(Model::is_settled))
+            (TaskKind::Trajectory { index }, Some(cell)) => {
+                (cell, !model.is_some_and(Model::is_settled) || self.lacks_pairs(index))
             }
             (TaskKind::Analyse { .. } | TaskKind::Trajectory { .. }, None) => (Cell::Open, true),
         };
@@ -332,14 +337,29 @@ impl Sweep {
             }
             TaskKind::Analyse { .. } => model.open_analyses -= 1,
             TaskKind::Trajectory { .. } => return,
-            TaskKind::Compare { .. } => return self.enqueue_joint(None),
+            TaskKind::Compare { .. } => return self.enqueue_readers_of_pairs(),
         }
         self.count_ended(task.model);
         self.enqueue_trajectories(task.model);
         let skips = task.kind == TaskKind::Source && !self.plan.pairings().is_empty();
-        // A failed training may have been what the comparisons still waited for.
-        let entry = self.plan.models().entry_of(task.model).filter(|_| !skips);
-        self.enqueue_joint(entry);
+        if skips {
+            // A failed training may have been what the comparisons still waited for.
+            self.enqueue_readers_of_pairs();
+        } else {
+            self.enqueue_joint(self.plan.models().entry_of(task.model));
+        }
+    }
+
+    /// Queues what waited for the last comparison.
+    fn enqueue_readers_of_pairs(&mut self) {
+        if !self.comparisons_ended() {
+            return;
+        }
+        if self.plan.trajectory().iter().any(|pinned| pinned.reads_pairs) {
+            let models: Vec<u32> = self.models.keys().copied().collect();
+            models.into_iter().for_each(|model| self.enqueue_trajectories(model));
+        }
+        self.enqueue_joint(None);
     }
 
     /// Adds a published checkpoint. Returns false when the one that is there stays: it has the
@@ -466,7 +486,7 @@ impl Sweep {
         for key in keys {
             self.requeue_couple(key);
         }
-        self.enqueue_joint(None);
+        self.enqueue_readers_of_pairs();
     }
 
     /// Whether anything is queued.
@@ -545,7 +565,10 @@ impl Sweep {
         let Some(model) = self.models.get(&index) else { return };
         if self.stop.is_none() && model.is_settled() {
             let cells = (0u32..).zip(&model.trajectory);
-            let open = cells.filter(|(at, cell)| **cell == Cell::Open && !self.is_joint(*at));
+            let is_open = |(at, cell): &(u32, &Cell)| {
+                **cell == Cell::Open && !self.is_joint(*at) && !self.lacks_pairs(*at)
+            };
+            let open = cells.filter(is_open);
             let open: Vec<(u32, u32)> = open.map(|(at, _)| (index, at)).collect();
             self.queue.trajectory.extend(open);
         }

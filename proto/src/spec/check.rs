@@ -3,8 +3,8 @@
 use serde_json::{Map, Value};
 
 use super::{
-    CheckpointSelection, ExperimentSpec, ModelSource, ModelSpec, Models, Problem, Segment,
-    SweepSpec, expand,
+    CheckpointSelection, ExperimentSpec, MetricName, ModelSource, ModelSpec, Models, Problem,
+    Segment, SweepSpec, expand, metric_name,
 };
 use crate::{
     catalog::{self, did_you_mean},
@@ -68,7 +68,7 @@ impl ToSegment for usize {
     }
 }
 
-impl Checker<'_> {
+impl<'a> Checker<'a> {
     fn add(&mut self, path: Vec<Segment>, message: String, hint: Option<String>) {
         self.problems.push(Problem { path, at_key: false, message, hint });
     }
@@ -173,7 +173,7 @@ impl Checker<'_> {
             let at = self.params_path(key, index, &experiment.name);
             let owner = format!("experiment `{}`", experiment.name);
             let here = at[..at.len() - 1].to_vec();
-            let produced = self.metric_names(!known.scope.is_empty());
+            let produced = self.produced(!known.scope.is_empty());
             self.params(&at, &owner, &known.params, &experiment.params, Some(&produced));
             self.reads(here, known, &produced);
         }
@@ -213,10 +213,9 @@ impl Checker<'_> {
     }
 
     /// Checks that the sweep produces the metric series that an experiment always reads.
-    fn reads(&mut self, here: Vec<Segment>, known: &pb::Experiment, produced: &[String]) {
-        let Some(missing) = known.reads.iter().find(|name| !produced.contains(name)) else {
-            return;
-        };
+    fn reads(&mut self, here: Vec<Segment>, known: &pb::Experiment, produced: &[Produced<'_>]) {
+        let is_missing = |name: &&String| !produced.iter().any(|owner| owner.has(name));
+        let Some(missing) = known.reads.iter().find(is_missing) else { return };
         let message =
             format!("`{}` reads the metric `{missing}`, which nothing here produces", known.name);
         let owner = missing.split('.').next().unwrap_or(missing);
@@ -234,7 +233,7 @@ impl Checker<'_> {
         owner: &str,
         known: &[pb::Param],
         given: &Map<String, Value>,
-        metrics: Option<&[String]>,
+        metrics: Option<&[Produced<'_>]>,
     ) {
         for (key, value) in given {
             let mut path = at.to_vec();
@@ -315,30 +314,79 @@ impl Checker<'_> {
         }
     }
 
-    /// Full names of all metrics that the sweep's trainings and experiments produce, on request those
-    /// of pairs too.
-    fn metric_names(&self, pairs: bool) -> Vec<String> {
-        let mut names = Vec::new();
-        let mut add = |owner: &str, metrics: &[pb::Metric]| {
-            names.extend(metrics.iter().map(|metric| format!("{owner}.{}", metric.name)));
-        };
+    /// Everything of the sweep that produces metrics: trainings, experiments, and comparisons (for a
+    /// reduction over one model those whose results are a series over its steps).
+    fn produced(&self, all_pairs: bool) -> Vec<Produced<'a>> {
+        let mut produced: Vec<Produced<'a>> = Vec::new();
         for model in &self.spec.models {
             if let ModelSource::Train { recipe, .. } = &model.source
                 && let Some(recipe) = catalog::recipe(self.catalog, recipe)
+                && !produced.iter().any(|known| known.name == recipe.name)
             {
-                add(&recipe.name, &recipe.metrics);
+                let metrics = &recipe.metrics;
+                produced.push(Produced { name: &recipe.name, written: Map::new(), metrics });
             }
         }
-        let compare = self.spec.compare.iter().filter(|_| pairs).map(|c| &c.experiment);
-        for experiment in self.spec.experiments.iter().chain(compare) {
+        let single = self.spec.experiments.iter().map(|e| (e, e.params.clone()));
+        let pairs = self.spec.compare.iter().filter(|c| all_pairs || c.pairs.is_series());
+        let pairs = pairs.map(|c| (&c.experiment, c.written()));
+        for (experiment, written) in single.chain(pairs) {
             if let Some(known) = catalog::experiment(self.catalog, &experiment.name) {
-                add(&known.name, &known.metrics);
+                produced.push(Produced { name: &known.name, written, metrics: &known.metrics });
             }
         }
-        names.sort();
-        names.dedup();
-        names
+        produced
     }
+}
+
+/// A training, experiment or comparison of the sweep, and what it measures.
+struct Produced<'a> {
+    name: &'a str,
+    written: Map<String, Value>,
+    metrics: &'a [pb::Metric],
+}
+
+impl Produced<'_> {
+    fn has(&self, full: &str) -> bool {
+        let metric = full.strip_prefix(self.name).and_then(|rest| rest.strip_prefix('.'));
+        metric.is_some_and(|name| self.metrics.iter().any(|metric| metric.name == name))
+    }
+}
+
+/// Checks that a metric's name means exactly one of the sweep's experiments.
+fn check_metric(text: &str, produced: &[Produced<'_>]) -> Result<(), (String, Option<String>)> {
+    let name = MetricName::parse(text);
+    let full = name.as_ref().map_or_else(|| text.to_owned(), MetricName::full);
+    let owners: Vec<&Produced<'_>> = produced.iter().filter(|owner| owner.has(&full)).collect();
+    let Some(name) = name.filter(|_| !owners.is_empty()) else {
+        let mut known: Vec<String> = produced
+            .iter()
+            .flat_map(|owner| owner.metrics.iter().map(|m| format!("{}.{}", owner.name, m.name)))
+            .collect();
+        known.sort();
+        known.dedup();
+        let hint = did_you_mean(text, known.iter().map(String::as_str))
+            .unwrap_or_else(|| format!("there are: {}", known.join(", ")));
+        return Err((format!("no metric `{text}` in this sweep"), Some(hint)));
+    };
+    let n_fitting = owners.iter().filter(|owner| name.fits(&owner.written)).count();
+    if n_fitting == 1 {
+        return Ok(());
+    }
+    let metric = full.split_once('.').map_or("", |(_, metric)| metric);
+    let example = |index: usize| {
+        let rest = owners.iter().enumerate().filter(|(at, _)| *at != index);
+        let others: Vec<&Map<String, Value>> = rest.map(|(_, owner)| &owner.written).collect();
+        format!("`{}`", metric_name::example(name.owner, metric, &owners[index].written, &others))
+    };
+    let examples: Vec<String> = (0..owners.len()).map(example).collect();
+    let means = if n_fitting == 0 { "none".to_owned() } else { n_fitting.to_string() };
+    let message = format!(
+        "`{text}` means {means} of the {} experiments `{}` that are listed",
+        owners.len(),
+        name.owner
+    );
+    Err((message, Some(format!("name one: {}", examples.join(" or ")))))
 }
 
 /// Whether the values of a parameter are names of metrics.
@@ -350,7 +398,7 @@ fn names_metrics(param: &pb::Param) -> bool {
 fn check_value(
     param: &pb::Param,
     value: &Value,
-    metrics: Option<&[String]>,
+    metrics: Option<&[Produced<'_>]>,
 ) -> Result<(), (String, Option<String>)> {
     let name = &param.name;
     if value.is_null() && expand::default_of(param).is_null() {
@@ -399,13 +447,7 @@ fn check_value(
             return Err((message, did_you_mean(text, choices)));
         }
         if names_metrics(param) {
-            let known = metrics.unwrap_or_default();
-            if !known.iter().any(|metric| metric == text) {
-                let message = format!("no metric `{text}` in this sweep");
-                let hint = did_you_mean(text, known.iter().map(String::as_str))
-                    .unwrap_or_else(|| format!("there are: {}", known.join(", ")));
-                return Err((message, Some(hint)));
-            }
+            check_metric(text, metrics.unwrap_or_default())?;
         }
     }
     Ok(())

@@ -134,6 +134,12 @@ impl PairSelection {
     /// The words that `pairs` takes.
     pub const WORDS: [&'static str; 5] = ["seeds", "consecutive", "to-base", "to-final", "models"];
 
+    /// Whether each checkpoint is compared with one other at most, so that the results of a model are
+    /// a series over its steps.
+    pub fn is_series(&self) -> bool {
+        matches!(self, Self::Consecutive | Self::ToBase { .. } | Self::ToFinal)
+    }
+
     /// Adds the keys to an experiment's parameters.
     pub(super) fn add_to(&self, params: &mut Map<String, Value>) {
         let endpoint = |end: &Endpoint| match end.step {

@@ -50,6 +50,13 @@ fn catalog() -> pb::Catalog {
                 ..Default::default()
             },
             pb::Experiment {
+                name: "similarity".into(),
+                stage: "compare".into(),
+                params: vec![param("k", "int", "1")],
+                metrics: vec![metric("js")],
+                ..Default::default()
+            },
+            pb::Experiment {
                 name: "phase-transition".into(),
                 stage: "trajectory".into(),
                 params: vec![param("metric", "metric", "\"\"")],
@@ -187,6 +194,34 @@ fn what_is_read_has_to_be_produced() {
         "trajectory[0]: `report` reads the metric `grokking-progress.test_loss`, which nothing here \
          produces; add `grokking-progress` to `experiments`",
     );
+}
+
+#[test]
+fn a_metric_means_one_experiment() {
+    let with = |experiments: Value, compare: Value, metric: &str| {
+        json!({ "experiments": experiments, "compare": compare, "models": [{ "train": {
+            "recipe": "modular-addition", "seeds": 2 } }],
+            "trajectory": [{ "phase-transition": { "metric": metric } }] })
+    };
+    let twice = json!(["grokking-progress", { "grokking-progress": { "threshold": 0.5 } }]);
+    check(
+        with(twice.clone(), json!([]), "grokking-progress.test_loss"),
+        "trajectory[0].phase-transition.metric: `grokking-progress.test_loss` means 2 of the 2 \
+         experiments `grokking-progress` that are listed; name one: \
+         `grokking-progress[threshold=].test_loss` or `grokking-progress[threshold=0.5].test_loss`",
+    );
+    check(with(twice.clone(), json!([]), "grokking-progress[threshold=0.5].test_loss"), "");
+    check(with(twice.clone(), json!([]), "grokking-progress[threshold=].test_loss"), "");
+    check(with(twice, json!([]), "grokking-progress[threshold=2].test_loss"), "means none of the 2");
+    // Of a model's own series, what compares it with many others is none.
+    let none = json!([]);
+    let seeds = json!([{ "similarity": { "pairs": "seeds" } }]);
+    check(with(none.clone(), seeds, "similarity.js"), "no metric `similarity.js` in this sweep");
+    let both = json!([{ "similarity": { "pairs": "seeds" } }, { "similarity": { "pairs": "to-final" } }]);
+    check(with(none.clone(), both, "similarity.js"), "");
+    let two = json!([{ "similarity": { "pairs": "consecutive" } }, { "similarity": { "pairs": "to-final" } }]);
+    check(with(none.clone(), two.clone(), "similarity.js"), "`similarity[pairs=to-final].js`");
+    check(with(none, two, "similarity[pairs=to-final].js"), "");
 }
 
 #[test]

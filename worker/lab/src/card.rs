@@ -362,6 +362,8 @@ pub struct Figure {
 pub enum FigureKind {
     /// Values over steps, one line per metric (and cell).
     Lines,
+    /// The same with intervals: metrics in threes, estimate, lower end, upper end.
+    Intervals,
     /// First axis entry 0 against entry 1, one point per step, coloured by step.
     Scatter,
     /// One axis against steps, colour is the value.

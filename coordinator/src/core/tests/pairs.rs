@@ -89,6 +89,24 @@ fn comparisons_outlive_the_coordinator_and_lost_ones_come_back_with_a_retry() {
 }
 
 #[test]
+fn a_reduction_of_pairs_waits_for_the_last_comparison() {
+    let compare = json!([{ "match": { "pairs": "to-final" } }]);
+    let mut document = seeds(1, &compare, &json!(["pca", "drift"]));
+    document["models"][0]["checkpoints"] = json!({ "steps": [0, 200] });
+    let mut world = World::new(&document);
+    world.run("w1 joins; w1 acquires; w1 publishes m0/train 0; w1 publishes m0/train 200");
+    world.run("w1 finishes m0/train; w1 acquires");
+    check_in(
+        &mut world,
+        "w1 acquires; w1 acquires; w1 finishes m0/step0/c0/p0; w1 acquires; status",
+        "w1 <- 1.3: m0/trajectory/t0
+        w1 <- nothing
+        w1 <- 1.4: m0/trajectory/t1
+        status: running; train 1: 1 done; analyse 0:; traj 2: 2 running; compare 1: 1 done",
+    );
+}
+
+#[test]
 fn a_group_waits_for_all_of_its_models_and_is_told_who_failed() {
     let compare = json!([{ "match": { "pairs": "seeds" } }]);
     let mut document = seeds(3, &compare, &json!(["order", "rank"]));

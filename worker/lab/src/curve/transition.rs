@@ -193,6 +193,16 @@ impl Transition {
         if log_x { x0.exp() - 1.0 } else { x0 }
     }
 
+    /// The same with `since` added to all steps: of a curve whose steps were counted from there.
+    #[must_use]
+    pub fn counted_from(mut self, since: u64) -> Self {
+        let [low, high] = &mut self.interval;
+        let [before, after] = &mut self.bracket;
+        let steps = [&mut self.midpoint, &mut self.onset, &mut self.end, low, high, before, after];
+        steps.into_iter().for_each(|step| *step += since as f64);
+        self
+    }
+
     fn undefined(n_points: usize, log_y: bool) -> Self {
         Self {
             n_points,

@@ -233,7 +233,7 @@ const FIGURES: &[Figure] = &[
     Figure {
         name: "mean-difference",
         title: "Mean log-probability of the first model minus the second",
-        kind: FigureKind::Lines,
+        kind: FigureKind::Intervals,
         metrics: &["mean_difference", "mean_low", "mean_high"],
         log_x: false,
         log_y: false,

@@ -422,7 +422,7 @@ const FIGURES: &[Figure] = &[
     Figure {
         name: "order",
         title: "Mean place of each digit",
-        kind: FigureKind::Lines,
+        kind: FigureKind::Intervals,
         metrics: &["mean_rank", "mean_rank_low", "mean_rank_high"],
         log_x: false,
         log_y: false,

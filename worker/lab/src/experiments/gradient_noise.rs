@@ -167,7 +167,7 @@ const METRICS: &[MetricDef] = &[
 const FIGURES: &[Figure] = &[Figure {
     name: "noise-scale",
     title: "Gradient noise scale",
-    kind: FigureKind::Lines,
+    kind: FigureKind::Intervals,
     metrics: &["b_simple", "b_simple_low", "b_simple_high"],
     log_x: true,
     log_y: true,

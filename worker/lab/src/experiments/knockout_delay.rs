@@ -240,7 +240,7 @@ const METRICS: &[MetricDef] = &[
 const FIGURES: &[Figure] = &[Figure {
     name: "delay",
     title: "Delay of each arm against the base",
-    kind: FigureKind::Lines,
+    kind: FigureKind::Intervals,
     metrics: &["delay_ratio", "delay_low", "delay_high"],
     log_x: false,
     log_y: true,

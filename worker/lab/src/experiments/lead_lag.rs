@@ -271,7 +271,7 @@ const FIGURES: &[Figure] = &[
     Figure {
         name: "lag",
         title: "Lead of one metric over the other",
-        kind: FigureKind::Lines,
+        kind: FigureKind::Intervals,
         metrics: &["lag", "lag_low", "lag_high"],
         log_x: false,
         log_y: false,

@@ -9,6 +9,8 @@
 //! width is below a quarter of the x range and the amplitude above half of the y range; else 0.
 //! Model-free: abruptness (largest change within a tenth of the x range over the whole change; interval by
 //! resampling residuals around the isotonic regression) and slope ratio (D29b).
+//! With `since`, checkpoints before that step are left out and time counts from there: of a fine-tuning that
+//! begins at step 800, `x = ln(step - 800 + 1)`. Reported steps are always those of the training.
 //! A curve with fewer than 8 finite points, or a constant one, has verdict 0 and NaN elsewhere.
 //!
 //! # Interpretation
@@ -47,6 +49,8 @@ params! {
         metric: MetricName = MetricName::default();
         /// Fit over ln(step + 1); false fits over the step itself.
         log_x: bool = true;
+        /// First step that counts, and the one from which time counts: where a fine-tuning begins.
+        since: u64 = 0, min = 0.0;
         /// Fit ln y: `auto` if all values are positive and span a factor of 100 or more.
         log_y: String = "auto".to_owned(), choices = ["auto", "true", "false"];
         /// Bootstrap resamples behind each interval; 0 leaves intervals NaN.
@@ -81,7 +85,9 @@ impl Experiment for PhaseTransition {
         cx: &mut Context<'_>,
     ) -> Result<()> {
         let series = input.series(&params.metric.0)?;
-        let steps: Vec<u64> = series.points.iter().map(|point| point.0).collect();
+        let all: Vec<u64> = series.points.iter().map(|point| point.0).collect();
+        let before = all.partition_point(|step| *step < params.since);
+        let steps: Vec<u64> = all[before..].iter().map(|step| step - params.since).collect();
         let options = Options {
             log_x: params.log_x,
             log_y: match params.log_y.as_str() {
@@ -97,7 +103,9 @@ impl Experiment for PhaseTransition {
         for (index, cell) in cells.iter().enumerate() {
             // A stream per cell: results do not depend on which other cells there are.
             let mut rng = random::stream(params.seed, &format!("phase-transition/{}", cell.label));
-            found.push(Transition::test_with(&mut known, &steps, &cell.values, options, &mut rng));
+            let values = &cell.values[before..];
+            let tested = Transition::test_with(&mut known, &steps, values, options, &mut rng);
+            found.push(tested.counted_from(params.since));
             cx.progress(index as u64 + 1, cells.len() as u64)?;
         }
         let labels: Vec<&str> = cells.iter().map(|cell| cell.label.as_str()).collect();
@@ -178,7 +186,7 @@ const METRICS: &[MetricDef] = &[
 const FIGURES: &[Figure] = &[Figure {
     name: "verdicts",
     title: "Transition midpoints",
-    kind: FigureKind::Lines,
+    kind: FigureKind::Intervals,
     metrics: &["midpoint", "onset", "end"],
     log_x: true,
     log_y: true,

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use sweep_lab::{Card, EXPERIMENTS, ParamDef, ParamKind, RECIPES, Stage};
+use sweep_lab::{Card, EXPERIMENTS, FigureKind, ParamDef, ParamKind, RECIPES, Stage};
 
 /// Modules of `src/<folder>`, with their text.
 fn modules(folder: &str) -> Vec<(String, String)> {
@@ -60,6 +60,9 @@ fn check_card(card: &Card) {
     for figure in card.figures {
         assert!(!figure.metrics.is_empty() && !figure.title.is_empty(), "{}", figure.name);
         assert!(figure.metrics.iter().all(|metric| names.contains(metric)), "{}", figure.name);
+        if figure.kind == FigureKind::Intervals {
+            assert_eq!(figure.metrics.len() % 3, 0, "{}: estimate, low, high", figure.name);
+        }
     }
     for ParamDef { name, doc, min, max, .. } in card.params {
         assert!(is_plain(name) && !doc.is_empty(), "{name}");

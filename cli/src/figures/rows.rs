@@ -1,0 +1,142 @@
+//! Values of one step: a row per model, parameters and place on an axis, a dot for the value and a
+//! bar for its interval. One panel per unit; colours are metrics.
+
+use super::{FigureSpec, Measured, Names, capitalised, common_prefix, lines, words};
+use crate::{
+    chart::{Axis, Content, Dash, Figure, Line, Panel, color, scale::Scale},
+    series::{Curve, label},
+};
+
+/// More rows than this do not fit a page.
+const ROWS_MAX: usize = 60;
+
+/// Room for a row and its name.
+const ROW_PIXELS: f64 = 17.0;
+
+/// One value before it has a place.
+struct Entry {
+    unit: String,
+    metric: String,
+    row: String,
+    value: f64,
+    interval: Option<(f64, f64)>,
+}
+
+pub(super) fn rows(
+    spec: &FigureSpec,
+    measured: &[Measured<'_>],
+    names: &Names,
+) -> Option<Figure> {
+    let several_models = measured.iter().any(|one| {
+        let series = &one.curve.series;
+        let first = &measured[0].curve.series;
+        series.model_index != first.model_index || series.partner != first.partner
+    });
+    let mut entries: Vec<Entry> =
+        measured.iter().flat_map(|one| entries(one, names, several_models)).collect();
+    let one_row = lines::distinct(entries.iter().map(|entry| &entry.row)).len() == 1;
+    if one_row && lines::distinct(entries.iter().map(|entry| &entry.metric)).len() > 1 {
+        for entry in &mut entries {
+            entry.row = capitalised(&entry.metric);
+        }
+    }
+    let metrics = lines::distinct(entries.iter().map(|entry| &entry.metric));
+    let mut panels = Vec::new();
+    for unit in lines::distinct(entries.iter().map(|entry| &entry.unit)) {
+        let of_unit: Vec<&Entry> = entries.iter().filter(|entry| entry.unit == unit).collect();
+        panels.push(panel(spec, &of_unit, &unit, &metrics, one_row)?);
+    }
+    let columns = panels.len().min(2);
+    Some(Figure {
+        title: spec.title.clone(),
+        description: String::new(),
+        panels,
+        columns,
+        legend: if one_row { Vec::new() } else { lines::legend(&metrics) },
+        color_bar: None,
+    })
+}
+
+fn panel(
+    spec: &FigureSpec,
+    entries: &[&Entry],
+    unit: &str,
+    metrics: &[String],
+    one_row: bool,
+) -> Option<Panel> {
+    let mut names = lines::distinct(entries.iter().map(|entry| &entry.row));
+    let all = names.len();
+    names.truncate(ROWS_MAX);
+    let shown: Vec<&&Entry> = entries.iter().filter(|entry| names.contains(&entry.row)).collect();
+    let ends = |entry: &Entry| entry.interval.map_or([entry.value; 2], |(low, high)| [low, high]);
+    let values: Vec<f64> =
+        shown.iter().flat_map(|entry| [entry.value].into_iter().chain(ends(entry))).collect();
+    let of_unit = lines::distinct(shown.iter().map(|entry| &entry.metric));
+    // Metrics of a row stand a little below each other, so that their intervals do not cover.
+    let bars = shown.iter().any(|entry| entry.interval.is_some());
+    let spread = if bars && !one_row { 0.5 / of_unit.len().max(1) as f64 } else { 0.0 };
+    let mut drawn = Vec::new();
+    for entry in &shown {
+        let row = names.iter().position(|name| *name == entry.row)? as f64;
+        let place = of_unit.iter().position(|name| *name == entry.metric).unwrap_or(0) as f64;
+        let y = row + spread * (place - (of_unit.len() as f64 - 1.0) / 2.0);
+        let index = metrics.iter().position(|name| *name == entry.metric).unwrap_or(0);
+        let line = |points| Line {
+            points,
+            color: color::category(if one_row { 0 } else { index }, metrics.len()),
+            dash: Dash::Solid,
+        };
+        if let Some((low, high)) = entry.interval {
+            drawn.push(line(vec![(low, y), (high, y)]));
+        }
+        drawn.push(line(vec![(entry.value, y)]));
+    }
+    let mut bases = of_unit;
+    if one_row {
+        bases.dedup();
+    }
+    let height = (names.len() as f64 * ROW_PIXELS).max(2.0 * ROW_PIXELS);
+    Some(Panel {
+        title: if all > ROWS_MAX { format!("{ROWS_MAX} of {all}") } else { String::new() },
+        x: Axis {
+            label: lines::value_label(&bases, unit),
+            scale: lines::value_scale(&values, unit, spec.log_y),
+        },
+        y: Axis { label: String::new(), scale: Scale::Names { names, reversed: true } },
+        content: Content::Lines(drawn),
+        size: (360.0, height),
+    })
+}
+
+/// The values of a curve's only step, row by row.
+fn entries(measured: &Measured<'_>, names: &Names, with_model: bool) -> Vec<Entry> {
+    let curve = measured.curve;
+    let cells = cell_names(curve);
+    let params = names.params(curve);
+    let entry = |cell: usize| {
+        let model = if with_model { names.model(curve) } else { String::new() };
+        let parts = [params.clone(), cells[cell].clone(), model];
+        let row: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+        let end = |curve: &Curve| curve.values_at(0)[cell];
+        Entry {
+            unit: curve.series.unit.clone(),
+            metric: words(curve.short_name()),
+            row: row.join(", "),
+            value: end(curve),
+            interval: measured.ends.map(|(low, high)| (end(low), end(high))),
+        }
+    };
+    (0..curve.block).map(entry).collect()
+}
+
+/// What the places of an axis are called; names of models lose what they share.
+fn cell_names(curve: &Curve) -> Vec<String> {
+    let [axis] = curve.series.axes.as_slice() else { return vec![String::new(); curve.block] };
+    let labels: Vec<String> = (0..curve.block).map(|place| label(axis, place)).collect();
+    if axis.labels.is_empty() || crate::series::is_numeric(axis) {
+        return labels.iter().map(|place| format!("{} {place}", words(&axis.name))).collect();
+    }
+    let all: Vec<&str> = labels.iter().map(String::as_str).collect();
+    let prefix = if axis.name == "member" { common_prefix(&all) } else { 0 };
+    labels.iter().map(|name| name[prefix..].to_owned()).collect()
+}
