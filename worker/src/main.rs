@@ -6,7 +6,7 @@ use clap::Parser;
 use sweep_worker::{
     agent, catalog,
     config::{Cli, Command, LogFormat},
-    failure,
+    failure, huge_pages,
 };
 
 fn main() -> ExitCode {
@@ -24,6 +24,9 @@ fn main() -> ExitCode {
             match config.log_format {
                 LogFormat::Text => log.init(),
                 LogFormat::Json => log.json().init(),
+            }
+            if let Err(error) = huge_pages::ensure() {
+                tracing::debug!(%error, "no huge pages");
             }
             // object_store and tonic share rustls; one provider for both.
             let _ = rustls::crypto::ring::default_provider().install_default();

@@ -244,11 +244,8 @@ async fn series(
 ) -> Result<BTreeMap<(u32, String), MemberSeries>, Status> {
     let name = MetricName::parse(metric)
         .ok_or_else(|| Status::invalid_argument(format!("`{metric}` is not experiment.metric")))?;
-    let request = pb::QueryRequest {
-        sweep: sweep.to_owned(),
-        metric: name.full(),
-        ..Default::default()
-    };
+    let request =
+        pb::QueryRequest { sweep: sweep.to_owned(), metric: name.full(), ..Default::default() };
     let mut stream = outlet.session.metrics().query(request).await?.into_inner();
     let mut all: BTreeMap<(u32, String), MemberSeries> = BTreeMap::new();
     while let Some(mut part) = stream.message().await? {

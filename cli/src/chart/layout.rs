@@ -259,7 +259,8 @@ fn draw_panel(svg: &mut Svg, figure: &Figure, grid: &Grid, index: usize, panel: 
         svg.text(at, &tick.label, style(TICK, false, Anchor::End));
     }
     if !panel.title.is_empty() {
-        svg.text((left, top - 6.0), &panel.title, style(PANEL_TITLE, false, Anchor::Start));
+        let size = fitting(&panel.title, PANEL_TITLE, area.width);
+        svg.text((left, top - 6.0), &panel.title, style(size, false, Anchor::Start));
     }
     if !panel.x.label.is_empty() {
         let below = bottom + MARK + 4.0 + x_tick_height(panel);
@@ -269,15 +270,15 @@ fn draw_panel(svg: &mut Svg, figure: &Figure, grid: &Grid, index: usize, panel: 
     if !panel.y.label.is_empty() {
         let x = left - widest(&y_ticks) - MARK - 4.0 - GAP;
         let at = (x, top + area.height / 2.0);
-        let size = fitting(&panel.y.label, area.height + PANEL_TITLE + GAP);
+        let size = fitting(&panel.y.label, LABEL, area.height + PANEL_TITLE + GAP);
         svg.text_turned(at, &panel.y.label, style(size, false, Anchor::Middle), true);
     }
 }
 
-/// The size at which an axis label is no longer than `pixels`, down to what can still be read.
-fn fitting(label: &str, pixels: f64) -> f64 {
-    let width = text_width(label, LABEL, false);
-    if width <= pixels { LABEL } else { (LABEL * pixels / width).max(LABEL_MIN) }
+/// The size at which a label of `size` is no longer than `pixels`, down to what can still be read.
+fn fitting(label: &str, size: f64, pixels: f64) -> f64 {
+    let width = text_width(label, size, false);
+    if width <= pixels { size } else { (size * pixels / width).max(LABEL_MIN) }
 }
 
 fn bar_ticks(bar: &ColorBar, pixels: f64) -> Vec<Tick> {
@@ -316,7 +317,7 @@ fn draw_color_bar(svg: &mut Svg, bar: &ColorBar, grid: &Grid) {
     }
     let x = left + BAR_WIDTH + MARK + 4.0 + widest(&ticks) + GAP + LABEL * 0.8;
     let at = (x, top + height / 2.0);
-    let size = fitting(&bar.label, height + PANEL_TITLE + GAP);
+    let size = fitting(&bar.label, LABEL, height + PANEL_TITLE + GAP);
     svg.text_turned(at, &bar.label, style(size, false, Anchor::Middle), true);
 }
 

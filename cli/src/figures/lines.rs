@@ -39,11 +39,7 @@ enum Arrangement {
     MetricPanels,
 }
 
-pub(super) fn lines(
-    spec: &FigureSpec,
-    measured: &[Measured<'_>],
-    names: &Names,
-) -> Option<Figure> {
+pub(super) fn lines(spec: &FigureSpec, measured: &[Measured<'_>], names: &Names) -> Option<Figure> {
     let mut strands: Vec<Strand> = measured.iter().flat_map(|one| strands(one, names)).collect();
     shorten(&mut strands);
     let metrics = distinct(strands.iter().map(|s| &s.metric));

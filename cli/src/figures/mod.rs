@@ -17,7 +17,7 @@ use sweep_proto::{catalog, pb, spec::SweepSpec};
 
 use crate::{
     chart::{Figure, Panel},
-    series::{Curve, params_text},
+    series::Curve,
 };
 
 /// Curves with more cells than this are better seen as a map.
@@ -243,6 +243,13 @@ pub fn draw(spec: &FigureSpec, curves: &[Curve], description: &str) -> Option<Fi
     if chosen.is_empty() {
         return None;
     }
+    // What does not exist for these models would be an empty panel; all of it, a figure that says so.
+    let has_values = |curve: &&Curve| curve.series.values.iter().any(|value| value.is_finite());
+    let chosen: Vec<&Curve> = if chosen.iter().any(has_values) {
+        chosen.into_iter().filter(has_values).collect()
+    } else {
+        chosen
+    };
     let names = Names::of(&chosen);
     let measured = match spec.kind {
         FigureKind::Intervals => Measured::intervals(&spec.metrics, &chosen),
@@ -346,12 +353,13 @@ impl Names {
 
     /// Only parameters that vary; a single one with a text as its value needs no name.
     fn params(&self, curve: &Curve) -> String {
-        let mut params = params_of(curve);
-        params.retain(|name, _| self.varying.contains(name));
-        match (self.varying.as_slice(), params.values().next()) {
-            ([_], Some(serde_json::Value::String(text))) => text.clone(),
-            _ => params_text(&serde_json::Value::Object(params).to_string()),
-        }
+        let params = params_of(curve);
+        let text = |name: &String| match params.get(name) {
+            None => format!("default {name}"),
+            Some(serde_json::Value::String(text)) if self.varying.len() == 1 => text.clone(),
+            Some(value) => format!("{name}={}", cut(value)),
+        };
+        self.varying.iter().map(text).collect::<Vec<_>>().join(", ")
     }
 
     /// Model and, where they vary, parameters.
@@ -362,6 +370,24 @@ impl Names {
         }
     }
 }
+
+/// A parameter's value as far as a heading has room for it.
+fn cut(value: &serde_json::Value) -> String {
+    let text = match value {
+        serde_json::Value::String(text) => text.clone(),
+        serde_json::Value::Array(list) if list.len() == 1 => return cut(&list[0]),
+        other => other.to_string(),
+    };
+    let text = text.replace(['"', '[', ']', '\n'], " ");
+    let text = text.trim();
+    match text.char_indices().nth(PARAM_SHOWN) {
+        Some((end, _)) => format!("{}…", text[..end].trim_end()),
+        None => text.to_owned(),
+    }
+}
+
+/// Characters of a parameter's value that are shown in a figure.
+const PARAM_SHOWN: usize = 32;
 
 fn params_of(curve: &Curve) -> serde_json::Map<String, serde_json::Value> {
     serde_json::from_str(&curve.series.params).unwrap_or_default()

@@ -22,11 +22,7 @@ struct Entry {
     interval: Option<(f64, f64)>,
 }
 
-pub(super) fn rows(
-    spec: &FigureSpec,
-    measured: &[Measured<'_>],
-    names: &Names,
-) -> Option<Figure> {
+pub(super) fn rows(spec: &FigureSpec, measured: &[Measured<'_>], names: &Names) -> Option<Figure> {
     let several_models = measured.iter().any(|one| {
         let series = &one.curve.series;
         let first = &measured[0].curve.series;

@@ -367,7 +367,10 @@ fn one_step_with_intervals_is_a_row_of_dots_and_bars() {
         for model in 0..2 {
             let mut end = curves[model].clone();
             end.series.metric = format!("{}_{suffix}", end.series.metric);
-            end.series.values.iter_mut().for_each(|v| *v *= if suffix == "low" { 0.7 } else { 1.4 });
+            end.series
+                .values
+                .iter_mut()
+                .for_each(|v| *v *= if suffix == "low" { 0.7 } else { 1.4 });
             curves.push(end);
         }
     }

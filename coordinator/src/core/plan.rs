@@ -15,8 +15,8 @@ use sweep_proto::{
     id::{TaskKey, TaskKind},
     pb,
     spec::{
-        CheckpointRef, CompareSpec, ExperimentSpec, ModelRef, ModelSource, Models, Pairing,
-        MetricName, SweepSpec, canonical, expand, label,
+        CheckpointRef, CompareSpec, ExperimentSpec, MetricName, ModelRef, ModelSource, Models,
+        Pairing, SweepSpec, canonical, expand, label,
     },
 };
 

@@ -61,10 +61,7 @@ pub(crate) fn test_catalog() -> pb::Catalog {
                 metrics: vec![pb::Metric { name: "x".into(), ..Default::default() }],
                 ..experiment("match", "compare")
             },
-            pb::Experiment {
-                reads: vec!["match.x".into()],
-                ..experiment("drift", "trajectory")
-            },
+            pb::Experiment { reads: vec!["match.x".into()], ..experiment("drift", "trajectory") },
             pb::Experiment { scope: "entry".into(), ..experiment("order", "trajectory") },
             pb::Experiment {
                 scope: "sweep".into(),

@@ -55,8 +55,9 @@ pub(super) fn example(
     others: &[&Map<String, Value>],
 ) -> String {
     let keys = others.iter().flat_map(|other| other.keys()).chain(written.keys());
-    let mut differing: Vec<&String> =
-        keys.filter(|key| others.iter().any(|other| other.get(*key) != written.get(*key))).collect();
+    let mut differing: Vec<&String> = keys
+        .filter(|key| others.iter().any(|other| other.get(*key) != written.get(*key)))
+        .collect();
     differing.sort();
     differing.dedup();
     let pair = |key: &&String| {

@@ -212,12 +212,16 @@ fn a_metric_means_one_experiment() {
     );
     check(with(twice.clone(), json!([]), "grokking-progress[threshold=0.5].test_loss"), "");
     check(with(twice.clone(), json!([]), "grokking-progress[threshold=].test_loss"), "");
-    check(with(twice, json!([]), "grokking-progress[threshold=2].test_loss"), "means none of the 2");
+    check(
+        with(twice, json!([]), "grokking-progress[threshold=2].test_loss"),
+        "means none of the 2",
+    );
     // Of a model's own series, what compares it with many others is none.
     let none = json!([]);
     let seeds = json!([{ "similarity": { "pairs": "seeds" } }]);
     check(with(none.clone(), seeds, "similarity.js"), "no metric `similarity.js` in this sweep");
-    let both = json!([{ "similarity": { "pairs": "seeds" } }, { "similarity": { "pairs": "to-final" } }]);
+    let both =
+        json!([{ "similarity": { "pairs": "seeds" } }, { "similarity": { "pairs": "to-final" } }]);
     check(with(none.clone(), both, "similarity.js"), "");
     let two = json!([{ "similarity": { "pairs": "consecutive" } }, { "similarity": { "pairs": "to-final" } }]);
     check(with(none.clone(), two.clone(), "similarity.js"), "`similarity[pairs=to-final].js`");

@@ -23,6 +23,8 @@ const VALUES_MAX: usize = 4;
 const METRICS_PER_TABLE: usize = 7;
 /// Models of a table.
 const MODELS_MAX: usize = 200;
+/// Places of an axis that has a table of its own.
+const PLACES_MAX: usize = 60;
 
 /// Tables with their headings, and what they do not show.
 #[derive(Debug, Default)]
@@ -36,8 +38,12 @@ pub(in crate::commands) struct Summary {
 /// Makes the summary of curves that hold their newest step only.
 pub(in crate::commands) fn summary(mut curves: Vec<Curve>) -> Summary {
     let all = curves.len();
+    let groups = by_place(&curves);
+    let n_along: usize = groups.iter().map(|(_, group)| group.len()).sum();
+    let along: Vec<(String, Table)> =
+        groups.into_iter().map(|(heading, group)| (heading, places(&group))).collect();
     curves.retain(|curve| (1..=VALUES_MAX).contains(&curve.block) && curve.latest().is_some());
-    let hidden = all - curves.len();
+    let hidden = all - curves.len() - n_along;
     // Training first, then analyses, then what looks at the whole trajectory.
     curves.sort_by_key(|curve| match origin(&curve.series) {
         Origin::Train => 0,
@@ -59,6 +65,7 @@ pub(in crate::commands) fn summary(mut curves: Vec<Curve>) -> Summary {
             summary.notes.push(format!("{more} more models: --output json, or `sweep export`"));
         }
     }
+    summary.tables.extend(along);
     if hidden > 0 {
         let what = format::plural(hidden as u64, "series", "series");
         summary.notes.push(format!(
@@ -66,6 +73,54 @@ pub(in crate::commands) fn summary(mut curves: Vec<Curve>) -> Summary {
         ));
     }
     summary
+}
+
+/// What reductions found for each place of one named axis (arms, digits, pairs), where that is too much for
+/// a cell: by experiment, model and axis.
+fn by_place(curves: &[Curve]) -> Vec<(String, Vec<&Curve>)> {
+    let mut groups: Vec<(String, Vec<&Curve>)> = Vec::new();
+    for curve in curves.iter().filter(|curve| origin(&curve.series) == Origin::Trajectory) {
+        let [axis] = curve.series.axes.as_slice() else { continue };
+        let size = axis.size as usize;
+        if axis.labels.is_empty() || !(VALUES_MAX + 1..=PLACES_MAX).contains(&size) {
+            continue;
+        }
+        let heading = format!("{}, {} by {}", curve.owner(), curve.series.model, axis.name);
+        match groups.iter_mut().find(|(known, _)| *known == heading) {
+            Some((_, group)) if group[0].series.axes == curve.series.axes => group.push(curve),
+            Some(_) => {}
+            None => groups.push((heading, vec![curve])),
+        }
+    }
+    groups
+}
+
+/// A row per place of the axis that the curves share.
+fn places(curves: &[&Curve]) -> Table {
+    let axis = &curves[0].series.axes[0];
+    let headers: Vec<String> =
+        curves.iter().map(|curve| header(curve.short_name(), &curve.series.unit)).collect();
+    let mut columns = vec![(axis.name.as_str(), Align::Left)];
+    columns.extend(headers.iter().map(|header| (header.as_str(), Align::Right)));
+    let mut table = table::new(&columns);
+    for place in 0..axis.size as usize {
+        let mut row = vec![Cell::new(crate::series::label(axis, place))];
+        row.extend(curves.iter().map(|curve| {
+            let value = curve.latest().map(|(_, values)| values[place]);
+            let unit = &curve.series.unit;
+            Cell::new(value.map_or_else(|| "-".to_owned(), |value| format::value(value, unit)))
+        }));
+        table.add_row(row);
+    }
+    table
+}
+
+/// A metric as the heading of a column.
+fn header(name: &str, unit: &str) -> String {
+    match unit {
+        "" | "dimensionless" | "truth" => name.to_owned(),
+        unit => format!("{name} [{}]", unit.replace('_', " ")),
+    }
 }
 
 /// Curves of single models, of pairs, and of several models together, as far as there are any.
@@ -138,7 +193,10 @@ fn text(curve: Option<&&Curve>) -> String {
     if let [value] = values {
         return format::value(*value, unit);
     }
-    let texts = values.iter().map(|value| format::significant(*value, 3));
+    let texts = values.iter().map(|value| match unit {
+        "truth" | "count" | "steps" => format::value(*value, unit),
+        _ => format::significant(*value, 3),
+    });
     texts.collect::<Vec<_>>().join(" ")
 }
 
@@ -192,13 +250,7 @@ fn below_each_other(curves: &[Curve], models: &BTreeMap<u32, String>) -> Vec<(St
             .map(|curve| ((curve.short_name(), curve.series.model_index), *curve))
             .collect();
         for part in metrics(&mine).chunks(METRICS_PER_TABLE) {
-            let headers: Vec<String> = part
-                .iter()
-                .map(|(name, unit)| match *unit {
-                    "" | "dimensionless" | "truth" => (*name).to_owned(),
-                    unit => format!("{name} [{}]", unit.replace('_', " ")),
-                })
-                .collect();
+            let headers: Vec<String> = part.iter().map(|(name, unit)| header(name, unit)).collect();
             let mut columns = vec![("model", Align::Left)];
             columns.extend(headers.iter().map(|header| (header.as_str(), Align::Right)));
             let mut table = table::new(&columns);

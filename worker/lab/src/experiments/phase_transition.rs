@@ -112,6 +112,8 @@ impl Experiment for PhaseTransition {
         for (name, read) in READ {
             cx.metric(name, Value::labelled(&labels, found.iter().map(read).collect()))?;
         }
+        let called = found.iter().filter(|transition| transition.is_transition).count();
+        cx.metric("fraction", called as f64 / found.len().max(1) as f64)?;
         let reports: Vec<Report<'_>> = labels
             .iter()
             .zip(&found)
@@ -162,6 +164,12 @@ const fn cell(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
 }
 
 const METRICS: &[MetricDef] = &[
+    MetricDef {
+        name: "fraction",
+        unit: Unit::Probability,
+        axes: &[],
+        doc: "Share of the curves whose verdict is 1",
+    },
     cell("verdict", Unit::Truth, "1: transition, 0: smooth, none, or too few points"),
     cell("midpoint", Unit::Steps, "Step at half of the change"),
     cell("onset", Unit::Steps, "Step at 10 % of the change"),
@@ -199,7 +207,8 @@ mod tests {
     #[test]
     fn every_metric_is_read_and_every_reading_declared() {
         let read: Vec<&str> = READ.iter().map(|(name, _)| *name).collect();
-        let declared: Vec<&str> = METRICS.iter().map(|metric| metric.name).collect();
+        let of_cells = METRICS.iter().filter(|metric| !metric.axes.is_empty());
+        let declared: Vec<&str> = of_cells.map(|metric| metric.name).collect();
         assert_eq!(read, declared);
     }
 }
