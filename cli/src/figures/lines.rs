@@ -10,6 +10,9 @@ use crate::{
 /// More models than this do not get a panel each.
 const MODEL_PANELS_MAX: usize = 6;
 
+/// More models than this do not get a colour each.
+const MODEL_COLORS_MAX: usize = 8;
+
 /// More legend lines than this are not read.
 const LEGEND_MAX: usize = 24;
 
@@ -21,6 +24,8 @@ struct Strand {
     /// With cell and parameters: what a colour means.
     metric: String,
     model: String,
+    /// The model without its seed.
+    setting: String,
     points: Vec<(f64, f64)>,
     /// From the lower to the upper end of each point's interval, with gaps between them.
     intervals: Vec<(f64, f64)>,
@@ -42,6 +47,7 @@ enum Arrangement {
 pub(super) fn lines(spec: &FigureSpec, measured: &[Measured<'_>], names: &Names) -> Option<Figure> {
     let mut strands: Vec<Strand> = measured.iter().flat_map(|one| strands(one, names)).collect();
     shorten(&mut strands);
+    share_colors(&mut strands);
     let metrics = distinct(strands.iter().map(|s| &s.metric));
     let models = distinct(strands.iter().map(|s| &s.model));
     let units = distinct(strands.iter().map(|s| &s.unit));
@@ -159,6 +165,17 @@ pub(super) fn legend(names: &[String]) -> Vec<LegendEntry> {
     entries
 }
 
+/// More colours than can be told apart: all seeds of a setting get one, if there are several settings.
+fn share_colors(strands: &mut [Strand]) {
+    let models = distinct(strands.iter().map(|s| &s.model)).len();
+    let settings = distinct(strands.iter().map(|s| &s.setting)).len();
+    if models > MODEL_COLORS_MAX && (2..models).contains(&settings) {
+        for strand in strands {
+            strand.model.clone_from(&strand.setting);
+        }
+    }
+}
+
 /// Where all lines show one metric, its name is on the axis; a legend needs only the rest.
 fn shorten(strands: &mut [Strand]) {
     if distinct(strands.iter().map(|s| &s.base)).len() > 1 {
@@ -198,6 +215,7 @@ fn strands(measured: &Measured<'_>, names: &Names) -> Vec<Strand> {
             base,
             metric,
             model: names.model(curve),
+            setting: names.setting(curve),
             points: steps().map(at).collect(),
             intervals: steps().filter_map(interval).flatten().collect(),
         }

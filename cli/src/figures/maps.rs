@@ -224,6 +224,8 @@ fn at_last_step(
     let edges = |count: u32| (0..=count).map(f64::from).collect();
     let cell = |count: u32, most: f64| (most / f64::from(count.max(1))).clamp(6.0, 34.0);
     let cell = cell(across.size, 360.0).min(cell(rows.size, 420.0));
+    // A strip of few rows would be a line.
+    let height = if rows.size < 4 { cell.max(26.0) } else { cell };
     let place =
         if title.is_empty() { format!("step {step}") } else { format!("{title}, step {step}") };
     Some(Panel {
@@ -235,7 +237,7 @@ fn at_last_step(
             y_edges: edges(rows.size),
             values: values.to_vec(),
         }),
-        size: (cell * f64::from(across.size.max(1)), cell * f64::from(rows.size.max(1))),
+        size: (cell * f64::from(across.size.max(1)), height * f64::from(rows.size.max(1))),
     })
 }
 

@@ -337,6 +337,18 @@ impl Names {
         }
     }
 
+    /// The model without its seed.
+    fn setting(&self, curve: &Curve) -> String {
+        let model = self.model(curve);
+        let without_seed = || {
+            let seed = curve.series.seed.filter(|_| curve.series.partner.is_empty())?;
+            let name = model.strip_suffix(&seed.to_string())?;
+            let name = name.strip_suffix("seed ").or_else(|| name.strip_suffix("seed"))?;
+            Some(name.trim_end_matches('-').to_owned())
+        };
+        without_seed().unwrap_or_else(|| model.clone())
+    }
+
     fn short(&self, name: &str) -> String {
         Self::short_of(name.get(self.prefix..).unwrap_or(name))
     }

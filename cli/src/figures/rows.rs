@@ -10,6 +10,9 @@ use crate::{
 /// More rows than this do not fit a page.
 const ROWS_MAX: usize = 60;
 
+/// More rows than this are not compared by eye: then all seeds of a setting share one.
+const ROWS_SINGLE: usize = 24;
+
 /// Room for a row and its name.
 const ROW_PIXELS: f64 = 17.0;
 
@@ -18,6 +21,8 @@ struct Entry {
     unit: String,
     metric: String,
     row: String,
+    /// The row of all seeds of the setting.
+    setting: String,
     value: f64,
     interval: Option<(f64, f64)>,
 }
@@ -30,6 +35,9 @@ pub(super) fn rows(spec: &FigureSpec, measured: &[Measured<'_>], names: &Names) 
     });
     let mut entries: Vec<Entry> =
         measured.iter().flat_map(|one| entries(one, names, several_models)).collect();
+    if lines::distinct(entries.iter().map(|entry| &entry.row)).len() > ROWS_SINGLE {
+        share_rows(&mut entries);
+    }
     let one_row = lines::distinct(entries.iter().map(|entry| &entry.row)).len() == 1;
     if one_row && lines::distinct(entries.iter().map(|entry| &entry.metric)).len() > 1 {
         for entry in &mut entries {
@@ -51,6 +59,17 @@ pub(super) fn rows(spec: &FigureSpec, measured: &[Measured<'_>], names: &Names) 
         legend: if one_row { Vec::new() } else { lines::legend(&metrics) },
         color_bar: None,
     })
+}
+
+/// Puts all seeds of a setting into one row, as dots without bars, if there are settings with several.
+fn share_rows(entries: &mut [Entry]) {
+    let settings = lines::distinct(entries.iter().map(|entry| &entry.setting)).len();
+    if settings < lines::distinct(entries.iter().map(|entry| &entry.row)).len() {
+        for entry in entries {
+            entry.row.clone_from(&entry.setting);
+            entry.interval = None;
+        }
+    }
 }
 
 fn panel(
@@ -109,15 +128,19 @@ fn entries(measured: &Measured<'_>, names: &Names, with_model: bool) -> Vec<Entr
     let curve = measured.curve;
     let cells = cell_names(curve);
     let params = names.params(curve);
+    let model = if with_model { names.model(curve) } else { String::new() };
+    let setting = if with_model { names.setting(curve) } else { String::new() };
     let entry = |cell: usize| {
-        let model = if with_model { names.model(curve) } else { String::new() };
-        let parts = [params.clone(), cells[cell].clone(), model];
-        let row: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+        let join = |model: &str| {
+            let parts = [params.as_str(), &cells[cell], model];
+            parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ")
+        };
         let end = |curve: &Curve| curve.values_at(0)[cell];
         Entry {
             unit: curve.series.unit.clone(),
             metric: words(curve.short_name()),
-            row: row.join(", "),
+            row: join(&model),
+            setting: join(&setting),
             value: end(curve),
             interval: measured.ends.map(|(low, high)| (end(low), end(high))),
         }

@@ -381,3 +381,33 @@ fn one_step_with_intervals_is_a_row_of_dots_and_bars() {
     assert_eq!(lines_of(&figure.panels[0]), 4, "a curve and its bars for each seed");
     show("lines-with-intervals", &figure);
 }
+
+#[test]
+fn many_seeds_share_the_row_of_their_setting() {
+    let mut curves = Vec::new();
+    for (model, (arm, seed)) in
+        ["base", "cut"].into_iter().flat_map(|arm| (0..20).map(move |seed| (arm, seed))).enumerate()
+    {
+        let mut curve =
+            curve("delay.onset", "steps", model as u32, vec![], vec![100.0 + seed as f64]);
+        curve.series.model = format!("{arm}-seed{seed}");
+        curve.series.seed = Some(seed);
+        curves.push(curve);
+    }
+    let figure =
+        draw(&spec(FigureKind::Lines, &["delay.onset"], false, false), &curves, "").unwrap();
+    let Scale::Names { names, .. } = &figure.panels[0].y.scale else { panic!() };
+    assert_eq!(names, &["base", "cut"]);
+    assert_eq!(show("strips", &figure).matches("<circle").count(), 40);
+    curves.iter_mut().for_each(|curve| {
+        curve.series.steps = vec![1, 2];
+        curve.series.values = vec![1.0, 2.0];
+    });
+    let figure =
+        draw(&spec(FigureKind::Lines, &["delay.onset"], false, false), &curves, "").unwrap();
+    assert_eq!((lines_of(&figure.panels[0]), figure.legend.len()), (40, 2), "and their colour");
+    curves.retain(|curve| curve.series.seed < Some(3));
+    let figure =
+        draw(&spec(FigureKind::Lines, &["delay.onset"], false, false), &curves, "").unwrap();
+    assert_eq!(figure.legend.len(), 6, "few are told apart");
+}

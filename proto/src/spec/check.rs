@@ -252,6 +252,10 @@ impl<'a> Checker<'a> {
                 continue;
             };
             let axis = expand::axis_of(param, value).filter(|_| metrics.is_none());
+            if axis.is_some_and(<[Value]>::is_empty) {
+                self.add(path, format!("the axis `{key}` is empty: nothing would run"), None);
+                continue;
+            }
             let values = axis.unwrap_or(std::slice::from_ref(value));
             for (index, value) in values.iter().enumerate() {
                 let mut path = path.clone();

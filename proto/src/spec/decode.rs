@@ -358,14 +358,6 @@ impl Decoder {
             self.expected(&at, "a mapping of parameters");
             return Map::new();
         };
-        for (key, value) in map {
-            if value.as_array().is_some_and(Vec::is_empty) {
-                let mut path = at.path.clone();
-                path.push(Segment::Key(key.clone()));
-                let at = At { value, path };
-                self.problem(&at, format!("the axis `{key}` is empty: nothing would run"));
-            }
-        }
         map.clone()
     }
 

@@ -14,6 +14,7 @@ use crate::{
     error::{Error, Result},
     prompts::{bos_in_front, encode},
     subject::Subject,
+    value::to_vec,
 };
 
 /// Parses every line of `given`, or of the file of this name; says where a line is broken.
@@ -107,9 +108,40 @@ impl<'a> Scorer<'a> {
         Ok(Self { subject: *subject, bos: bos_in_front(subject, prepend_bos)? })
     }
 
+    /// Scores of continuations behind their contexts, in order. Rows of about equal length share a pass; `done` hears how many
+    /// are done.
+    ///
     /// # Errors
-    /// A text that the tokenizer cannot read, a continuation without tokens, an empty context where there is no BOS token.
-    pub(crate) fn score(&self, context: &Words, continuation: &Words) -> Result<Score> {
+    /// A text that the tokenizer cannot read, a continuation without tokens, an empty context where there is no BOS token: before
+    /// anything is computed.
+    pub(crate) fn score_all<'w>(
+        &self,
+        pairs: impl IntoIterator<Item = (&'w Words, &'w Words)>,
+        mut done: impl FnMut(u64, u64) -> Result<()>,
+    ) -> Result<Vec<Score>> {
+        let rows = pairs.into_iter().map(|(context, continuation)| self.row(context, continuation));
+        let rows = rows.collect::<Result<Vec<Row>>>()?;
+        let mut order: Vec<usize> = (0..rows.len()).collect();
+        order.sort_by_key(|&index| rows[index].ids.len());
+        let mut scores = vec![None; rows.len()];
+        let mut first = 0;
+        while first < order.len() {
+            // Rising lengths: the last row of a pass is its longest.
+            let fits = |n: &usize| n * rows[order[first + n - 1]].ids.len() <= PASS_TOKENS;
+            let n = (1..=order.len() - first).take_while(fits).last().unwrap_or(1);
+            let chosen = &order[first..first + n];
+            let of_pass: Vec<&Row> = chosen.iter().map(|&index| &rows[index]).collect();
+            for (index, score) in chosen.iter().zip(scores_of(self.subject.model, &of_pass)) {
+                scores[*index] = Some(score);
+            }
+            first += n;
+            done(first as u64, rows.len() as u64)?;
+        }
+        Ok(scores.into_iter().flatten().collect())
+    }
+
+    /// Tokens of a context with its continuation.
+    fn row(&self, context: &Words, continuation: &Words) -> Result<Row> {
         let ids = |text: &str| -> Result<Vec<i64>> {
             if text.is_empty() {
                 return Ok(Vec::new());
@@ -153,26 +185,51 @@ impl<'a> Scorer<'a> {
             let problem = format!("{continuation:?} is longer than n_ctx {}", config.n_ctx);
             return Err(Error::params("questions", problem));
         }
-        Ok(continuation_score(self.subject.model, &all[first..], n_context - first))
+        Ok(Row { ids: all[first..].to_vec(), n_context: n_context - first })
     }
 }
 
-/// Score of the tokens behind the first `n_context`.
-fn continuation_score(model: &Transformer, ids: &[i64], n_context: usize) -> Score {
+/// Tokens of one pass, filling included.
+const PASS_TOKENS: usize = 2048;
+
+/// A context and its continuation.
+struct Row {
+    ids: Vec<i64>,
+    /// Tokens in front of the continuation.
+    n_context: usize,
+}
+
+/// Scores of the continuations of a pass. Shorter rows are filled up behind their end, where no token of theirs looks.
+fn scores_of(model: &Transformer, rows: &[&Row]) -> Vec<Score> {
     let device = model.weights().iter().next().map_or(Device::Cpu, |(_, first)| first.device());
-    let tokens = Tensor::from_slice(&ids[..ids.len() - 1]).unsqueeze(0).to_device(device);
-    let run = Run { skip_unembed: true, ..Run::FULL };
-    let normalized = model.forward(&tokens, &run, &mut ());
-    let n_tokens = ids.len() - n_context;
-    let last = normalized.narrow(1, n_context as i64 - 1, n_tokens as i64);
-    let logits = model.unembed(&last).unwrap_or(last).squeeze_dim(0);
-    let log_probs = logits.log_softmax(-1, Kind::Double); // [token, d_vocab]
-    let targets = Tensor::from_slice(&ids[n_context..]).unsqueeze(-1).to_device(device);
-    let chosen = log_probs.gather(-1, &targets, false);
-    let guesses = log_probs.argmax(-1, true);
-    Score {
-        log_prob: chosen.sum(Kind::Double).double_value(&[]),
-        is_greedy: guesses.equal(&targets),
-        n_tokens,
+    let length = rows.iter().map(|row| row.ids.len() - 1).max().unwrap_or(0);
+    let mut flat = Vec::with_capacity(rows.len() * length);
+    let (mut places, mut targets) = (Vec::new(), Vec::new());
+    for (index, row) in rows.iter().enumerate() {
+        let inputs = &row.ids[..row.ids.len() - 1];
+        flat.extend(inputs.iter().copied().chain(std::iter::repeat(row.ids[0])).take(length));
+        places.extend((row.n_context - 1..inputs.len()).map(|at| (index * length + at) as i64));
+        targets.extend_from_slice(&row.ids[row.n_context..]);
     }
+    let tokens = Tensor::from_slice(&flat).view([rows.len() as i64, length as i64]);
+    let run = Run { skip_unembed: true, ..Run::FULL };
+    let normalized = model.forward(&tokens.to_device(device), &run, &mut ());
+    let places = Tensor::from_slice(&places).to_device(device);
+    let read = normalized.flatten(0, 1).index_select(0, &places).unsqueeze(0);
+    let logits = model.unembed(&read).unwrap_or(read).squeeze_dim(0);
+    let log_probs = logits.log_softmax(-1, Kind::Double); // [token, d_vocab]
+    let targets = Tensor::from_slice(&targets).unsqueeze(-1).to_device(device);
+    let chosen = to_vec(&log_probs.gather(-1, &targets, false));
+    let hits = to_vec(&log_probs.argmax(-1, true).eq_tensor(&targets));
+    let mut first = 0;
+    let score = |row: &&Row| {
+        let of_row = first..first + row.ids.len() - row.n_context;
+        first = of_row.end;
+        Score {
+            log_prob: chosen[of_row.clone()].iter().sum(),
+            is_greedy: hits[of_row.clone()].iter().all(|hit| *hit == 1.0),
+            n_tokens: of_row.len(),
+        }
+    };
+    rows.iter().map(score).collect()
 }

@@ -24,7 +24,7 @@ const METRICS_PER_TABLE: usize = 7;
 /// Models of a table.
 const MODELS_MAX: usize = 200;
 /// Places of an axis that has a table of its own.
-const PLACES_MAX: usize = 60;
+const PLACES_MAX: usize = 40;
 
 /// Tables with their headings, and what they do not show.
 #[derive(Debug, Default)]
@@ -40,8 +40,10 @@ pub(in crate::commands) fn summary(mut curves: Vec<Curve>) -> Summary {
     let all = curves.len();
     let groups = by_place(&curves);
     let n_along: usize = groups.iter().map(|(_, group)| group.len()).sum();
-    let along: Vec<(String, Table)> =
-        groups.into_iter().map(|(heading, group)| (heading, places(&group))).collect();
+    let along: Vec<(String, Table)> = groups
+        .into_iter()
+        .flat_map(|(heading, group)| places(&group).into_iter().map(move |t| (heading.clone(), t)))
+        .collect();
     curves.retain(|curve| (1..=VALUES_MAX).contains(&curve.block) && curve.latest().is_some());
     let hidden = all - curves.len() - n_along;
     // Training first, then analyses, then what looks at the whole trajectory.
@@ -95,24 +97,47 @@ fn by_place(curves: &[Curve]) -> Vec<(String, Vec<&Curve>)> {
     groups
 }
 
-/// A row per place of the axis that the curves share.
-fn places(curves: &[&Curve]) -> Table {
+/// A row per place of the axis that the curves share. Ends of intervals stand with their estimate.
+fn places(curves: &[&Curve]) -> Vec<Table> {
     let axis = &curves[0].series.axes[0];
-    let headers: Vec<String> =
-        curves.iter().map(|curve| header(curve.short_name(), &curve.series.unit)).collect();
-    let mut columns = vec![(axis.name.as_str(), Align::Left)];
-    columns.extend(headers.iter().map(|header| (header.as_str(), Align::Right)));
-    let mut table = table::new(&columns);
-    for place in 0..axis.size as usize {
-        let mut row = vec![Cell::new(crate::series::label(axis, place))];
-        row.extend(curves.iter().map(|curve| {
-            let value = curve.latest().map(|(_, values)| values[place]);
-            let unit = &curve.series.unit;
-            Cell::new(value.map_or_else(|| "-".to_owned(), |value| format::value(value, unit)))
-        }));
-        table.add_row(row);
-    }
-    table
+    let named = |name: String| curves.iter().copied().find(|curve| curve.short_name() == name);
+    let ends = |curve: &Curve| {
+        let end = |suffix: &str| named(format!("{}{suffix}", curve.short_name()));
+        end("_low").zip(end("_high"))
+    };
+    let is_end = |curve: &Curve| {
+        let name = curve.short_name();
+        let estimate = name.strip_suffix("_low").or_else(|| name.strip_suffix("_high"));
+        estimate.and_then(|name| named(name.to_owned())).is_some_and(|curve| ends(curve).is_some())
+    };
+    let shown: Vec<&Curve> = curves.iter().copied().filter(|curve| !is_end(curve)).collect();
+    let cell = |curve: &Curve, place: usize| {
+        let Some((_, values)) = curve.latest() else { return "-".to_owned() };
+        let text = |curve: &Curve| {
+            let value = curve.latest().map_or(f64::NAN, |(_, values)| values[place]);
+            format::value(value, &curve.series.unit)
+        };
+        match ends(curve) {
+            Some((low, high)) if values[place].is_finite() => {
+                format!("{} ({} to {})", text(curve), text(low), text(high))
+            }
+            Some(_) | None => text(curve),
+        }
+    };
+    let table = |part: &[&Curve]| {
+        let headers: Vec<String> =
+            part.iter().map(|curve| header(curve.short_name(), &curve.series.unit)).collect();
+        let mut columns = vec![(axis.name.as_str(), Align::Left)];
+        columns.extend(headers.iter().map(|header| (header.as_str(), Align::Right)));
+        let mut table = table::new(&columns);
+        for place in 0..axis.size as usize {
+            let mut row = vec![Cell::new(crate::series::label(axis, place))];
+            row.extend(part.iter().map(|curve| Cell::new(cell(curve, place))));
+            table.add_row(row);
+        }
+        table
+    };
+    shown.chunks(METRICS_PER_TABLE).map(table).collect()
 }
 
 /// A metric as the heading of a column.
@@ -267,4 +292,55 @@ fn below_each_other(curves: &[Curve], models: &BTreeMap<u32, String>) -> Vec<(St
         }
     }
     tables
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A reduction's metric over the arms of a sweep.
+    fn curve(metric: &str, values: &[f64]) -> Curve {
+        let task = pb::TaskKey {
+            kind: Some(pb::task_key::Kind::Trajectory(pb::TrajectoryKey::default())),
+            ..Default::default()
+        };
+        let labels = (0..values.len()).map(|arm| format!("arm {arm}")).collect();
+        let axis = pb::Axis { name: "arm".into(), size: values.len() as u32, labels };
+        let series = pb::Series {
+            metric: format!("delay.{metric}"),
+            experiment: "delay".into(),
+            unit: if metric == "never" { "truth".into() } else { "steps".into() },
+            model: "all".into(),
+            params: "{}".into(),
+            steps: vec![100],
+            axes: vec![axis],
+            values: values.to_vec(),
+            task: Some(task),
+            ..Default::default()
+        };
+        Curve { block: values.len(), series }
+    }
+
+    #[test]
+    fn a_named_axis_has_a_table_with_intervals_beside_their_estimates() {
+        let time = [100.0, 200.0, f64::NAN, 400.0, 500.0];
+        let low: Vec<f64> = time.iter().map(|t| t - 10.0).collect();
+        let high: Vec<f64> = time.iter().map(|t| t + 10.0).collect();
+        let curves = vec![
+            curve("never", &[0.0, 0.0, 1.0, 0.0, 0.0]),
+            curve("time", &time),
+            curve("time_high", &high),
+            curve("time_low", &low),
+        ];
+        let found = summary(curves.clone());
+        assert!(found.notes.is_empty(), "nothing is hidden: {:?}", found.notes);
+        let [(heading, table)] = found.tables.as_slice() else { panic!() };
+        assert_eq!(heading, "delay, all by arm");
+        let text = table.to_string();
+        assert!(text.contains("time [steps]") && !text.contains("time_low"), "{text}");
+        assert!(text.contains("200 (190 to 210)") && text.contains("not reached"), "{text}");
+        // A few values stay in one cell.
+        let few: Vec<Curve> = [curve("time", &time[..2])].into();
+        assert_eq!(summary(few).tables[0].0, "delay");
+    }
 }

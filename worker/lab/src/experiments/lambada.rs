@@ -83,13 +83,11 @@ fn passage(json: &Json) -> Result<(Words, Words), String> {
 
 fn measure(passages: &[(Words, Words)], scorer: &Scorer<'_>, cx: &mut Context<'_>) -> Result<()> {
     let n = passages.len() as f64;
-    let (mut losses, mut greedy) = (Vec::new(), Vec::new());
-    for (context, target) in passages {
-        let score = scorer.score(context, target)?;
-        losses.push(-score.log_prob);
-        greedy.push(f64::from(u8::from(score.is_greedy)));
-        cx.progress(losses.len() as u64, passages.len() as u64)?;
-    }
+    let pairs = passages.iter().map(|(context, target)| (context, target));
+    let scores = scorer.score_all(pairs, |done, all| cx.progress(done, all))?;
+    let losses: Vec<f64> = scores.iter().map(|score| -score.log_prob).collect();
+    let greedy: Vec<f64> =
+        scores.iter().map(|score| f64::from(u8::from(score.is_greedy))).collect();
     cx.metric("accuracy", greedy.iter().sum::<f64>() / n)?;
     cx.metric("perplexity", (losses.iter().sum::<f64>() / n).exp())?;
     cx.metric("n_questions", n)?;

@@ -8,13 +8,16 @@ pub mod algorithmic_probes;
 pub mod attention_stats;
 pub mod change_points;
 pub mod cka;
+pub mod component_cosine;
 pub mod composition;
+pub mod composition_gradient;
 pub mod copy_score;
 pub mod copying;
 pub mod curve_clusters;
 pub mod diff_examples;
 pub mod digit_order;
 pub mod digit_phases;
+pub mod early_signs;
 pub mod forgetting;
 pub mod frequency_choice;
 pub mod gradient_noise;
@@ -74,13 +77,16 @@ pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &attention_stats::AttentionStats,
     &change_points::ChangePoints,
     &cka::Cka,
+    &component_cosine::ComponentCosine,
     &composition::Composition,
+    &composition_gradient::CompositionGradient,
     &copy_score::CopyScore,
     &copying::Copying,
     &curve_clusters::CurveClusters,
     &diff_examples::DiffExamples,
     &digit_order::DigitOrder,
     &digit_phases::DigitPhases,
+    &early_signs::EarlySigns,
     &forgetting::Forgetting,
     &frequency_choice::FrequencyChoice,
     &gradient_noise::GradientNoise,

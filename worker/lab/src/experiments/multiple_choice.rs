@@ -90,12 +90,13 @@ fn measure(questions: &[Question], scorer: &Scorer<'_>, cx: &mut Context<'_>) ->
     let n = questions.len() as f64;
     let (mut margins, mut margins_norm) = (Vec::new(), Vec::new());
     let mut answers = String::new();
+    let pairs = questions.iter().flat_map(|question| {
+        question.choices.iter().map(move |choice| (&question.context, choice))
+    });
+    let scores = scorer.score_all(pairs, |done, all| cx.progress(done, all))?;
+    let mut scores = scores.into_iter().map(|score| score.log_prob);
     for (index, question) in questions.iter().enumerate() {
-        let scores = question
-            .choices
-            .iter()
-            .map(|choice| scorer.score(&question.context, choice).map(|score| score.log_prob));
-        let scores = scores.collect::<Result<Vec<f64>>>()?;
+        let scores: Vec<f64> = scores.by_ref().take(question.choices.len()).collect();
         let per_byte: Vec<f64> =
             scores.iter().zip(&question.choices).map(|(s, c)| s / c.len() as f64).collect();
         margins.push(margin(&scores, question.answer));
@@ -106,7 +107,6 @@ fn measure(questions: &[Question], scorer: &Scorer<'_>, cx: &mut Context<'_>) ->
         });
         answers += &line.to_string();
         answers.push('\n');
-        cx.progress(index as u64 + 1, questions.len() as u64)?;
     }
     let right = |margins: &[f64]| margins.iter().filter(|margin| **margin > 0.0).count() as f64 / n;
     cx.metric("accuracy", right(&margins))?;

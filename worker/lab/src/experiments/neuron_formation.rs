@@ -3,10 +3,10 @@
 //! # What it measures
 //! At every checkpoint and for every neuron: `kurtosis` and `frequency` (above 0) of its activation over a text, `jaccard`, the shared
 //! fraction of its `k` top places with those at the last checkpoint, and the cosines of what it reads and writes to the last
-//! checkpoint's, `w_in` and `w_out`. Each curve of up to `max_neurons` evenly spread neurons per layer is put to the sigmoid test of
+//! checkpoint's, `w_in` and `w_out` (`mean_…` are means over a layer). Each curve of up to `max_neurons` evenly spread neurons per layer is put to the sigmoid test of
 //! `phase-transition` (D29): `abrupt` is its verdict, with `midpoint`, the bracket of checkpoints around it (`bracket_low`, `bracket_high`),
 //! `width_decades`, and a 95 % block-bootstrap interval (`midpoint_low`, `midpoint_high`) where the verdict is 1. By measure:
-//! `fraction_abrupt`, and the same under two null controls: `fraction_shuffled`, checkpoints in random order, and `fraction_walk`, weights that take
+//! `fraction_abrupt`, `formed` (those of them that are past their midpoint at a checkpoint), and the same under two null controls: `fraction_shuffled`, checkpoints in random order, and `fraction_walk`, weights that take
 //! steps of the same length in random directions (weight measures only, NaN elsewhere); `median_midpoint` of abrupt neurons with its 95 %
 //! bootstrap interval over them. SoLU neurons are measured at `post` and `mid`.
 //!
@@ -23,7 +23,7 @@ use crate::{
     card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
     curve::{
         order::interval,
-        transition::{Options, Transition, quantile},
+        transition::{Known, Options, Transition, quantile},
     },
     documents::{Documents, document_params},
     error::Result,
@@ -94,6 +94,9 @@ impl Experiment for NeuronFormation {
         }
         let verdicts = Verdicts::new(&curves, &steps, &chosen, &end, &params);
         cx.progress(n_steps + 1, n_steps + 1)?;
+        for &step in &steps {
+            cx.metric_at("formed", step, verdicts.formed(step))?;
+        }
         verdicts.emit(&end.sites, &chosen, &params, cx)
     }
 }
@@ -193,6 +196,9 @@ impl Curves {
         for (name, rows) in ACTIVITY.iter().zip(&activity) {
             cx.metric_at(name, step, sites.value(rows))?;
         }
+        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+        let overlaps = activity[0].iter().map(|layer| mean(layer)).collect();
+        cx.metric_at("mean_jaccard", step, sites.layers(overlaps))?;
         let first = sites.names.len() * ACTIVITY.len();
         let mut cosine: [Vec<f64>; 2] = Default::default();
         for layer in 0..sites.n_layers {
@@ -212,6 +218,8 @@ impl Curves {
             }
         }
         for (name, data) in WEIGHTS.iter().zip(cosine) {
+            let means = data.chunks(sites.n_neurons).map(mean).collect();
+            cx.metric_at(&format!("mean_{name}"), step, Value::vector(means))?;
             let shape = vec![sites.n_layers, sites.n_neurons];
             cx.metric_at(name, step, Value::array(shape, data, vec![None, None]))?;
         }
@@ -266,6 +274,7 @@ impl Verdicts {
         };
         let full = Options { n_bootstrap: params.n_bootstrap as usize, ..QUICK };
         let (mut tests, mut shuffled, mut walked) = (Vec::new(), Vec::new(), Vec::new());
+        let mut known = Known::default();
         for (measure, layers) in curves.values.iter().enumerate() {
             let (mut of_layers, mut nulls) = (Vec::new(), Vec::new());
             for (layer, rows) in layers.iter().enumerate() {
@@ -273,15 +282,17 @@ impl Verdicts {
                 for &neuron in chosen {
                     let mut rng = stream(&format!("{measure}/{layer}/{neuron}"));
                     let values = curve(rows, neuron);
-                    let mut found = Transition::test(steps, &values, QUICK, &mut rng);
+                    let mut found =
+                        Transition::test_with(&mut known, steps, &values, QUICK, &mut rng);
                     if found.is_transition && params.n_bootstrap > 0 {
-                        found = Transition::test(steps, &values, full, &mut rng);
+                        found = Transition::test_with(&mut known, steps, &values, full, &mut rng);
                     }
                     of_neurons.push(found);
                     let order = random::permutation(&mut rng, steps.len());
                     let mixed: Vec<f64> =
                         order.iter().map(|&place| values[place as usize]).collect();
-                    nulls.push(Transition::test(steps, &mixed, QUICK, &mut rng).is_transition);
+                    let test = Transition::test_with(&mut known, steps, &mixed, QUICK, &mut rng);
+                    nulls.push(test.is_transition);
                 }
                 of_layers.push(of_neurons);
             }
@@ -302,13 +313,25 @@ impl Verdicts {
                     for &neuron in chosen {
                         let mut rng = stream(&format!("walk/{side}/{layer}/{neuron}"));
                         let values = curve(&walked, neuron);
-                        nulls.push(Transition::test(steps, &values, QUICK, &mut rng).is_transition);
+                        let test =
+                            Transition::test_with(&mut known, steps, &values, QUICK, &mut rng);
+                        nulls.push(test.is_transition);
                     }
                 }
                 fraction(&nulls)
             }));
         }
         Self { names: curves.names.clone(), tests, shuffled, walked }
+    }
+
+    /// Share of the tested neurons that are abrupt and past their midpoint, by measure.
+    fn formed(&self, step: u64) -> Value {
+        let past = |t: &Transition| t.is_transition && t.midpoint <= step as f64;
+        let share = |layers: &Vec<Vec<Transition>>| {
+            let past: Vec<bool> = layers.iter().flatten().map(past).collect();
+            fraction(&past)
+        };
+        Value::labelled(&self.names, self.tests.iter().map(share).collect())
     }
 
     fn emit(
@@ -397,6 +420,14 @@ const METRICS: &[MetricDef] = &[
     metric("frequency", Unit::Probability, SITES, "Fraction of positions above 0"),
     metric("w_in", Unit::Ratio, LAYERS, "Cosine of the input weights to the last checkpoint's"),
     metric("w_out", Unit::Ratio, LAYERS, "Cosine of the output weights to the last checkpoint's"),
+    metric(
+        "mean_jaccard",
+        Unit::Ratio,
+        &[Axis::Site, Axis::Layer],
+        "Mean of `jaccard` over a layer",
+    ),
+    metric("mean_w_in", Unit::Ratio, &[Axis::Layer], "Mean of `w_in` over a layer"),
+    metric("mean_w_out", Unit::Ratio, &[Axis::Layer], "Mean of `w_out` over a layer"),
     metric("abrupt", Unit::Truth, TESTED, "1: the curve of a neuron is a transition"),
     metric("midpoint", Unit::Steps, TESTED, "Step at half of the change"),
     metric("midpoint_low", Unit::Steps, TESTED, "95 % interval of it, where abrupt; lower end"),
@@ -405,6 +436,7 @@ const METRICS: &[MetricDef] = &[
     metric("bracket_high", Unit::Steps, TESTED, "First checkpoint at or after the midpoint"),
     metric("width_decades", Unit::Decades, TESTED, "From 10 % to 90 % of the change"),
     metric("fraction_abrupt", Unit::Probability, MEASURES, "Tested neurons that are abrupt"),
+    metric("formed", Unit::Probability, MEASURES, "Those that are past their midpoint"),
     metric(
         "fraction_shuffled",
         Unit::Probability,
@@ -422,22 +454,37 @@ const METRICS: &[MetricDef] = &[
     metric("median_high", Unit::Steps, MEASURES, "The same, upper end"),
 ];
 
+const fn figure(
+    name: &'static str,
+    title: &'static str,
+    metrics: &'static [&'static str],
+    log_x: bool,
+) -> Figure {
+    Figure { name, title, kind: FigureKind::Lines, metrics, log_x, log_y: false }
+}
+
 const FIGURES: &[Figure] = &[
+    figure("jaccard", "Overlap of top places with the last checkpoint", &["mean_jaccard"], true),
+    figure(
+        "weights",
+        "Cosine of neurons' weights to the last checkpoint",
+        &["mean_w_in", "mean_w_out"],
+        true,
+    ),
+    figure("formed", "Neurons that have formed abruptly, by measure", &["formed"], true),
+    figure(
+        "controls",
+        "Abrupt neurons against shuffled time and random walks",
+        &["fraction_abrupt", "fraction_shuffled", "fraction_walk"],
+        false,
+    ),
     Figure {
-        name: "jaccard",
-        title: "Overlap of top places with the last checkpoint",
-        kind: FigureKind::HeatMap,
-        metrics: &["jaccard"],
-        log_x: true,
-        log_y: false,
-    },
-    Figure {
-        name: "weights",
-        title: "Cosine of input weights to the last checkpoint",
-        kind: FigureKind::HeatMap,
-        metrics: &["w_in"],
-        log_x: true,
-        log_y: false,
+        name: "midpoints",
+        title: "When abrupt neurons form",
+        kind: FigureKind::Intervals,
+        metrics: &["median_midpoint", "median_low", "median_high"],
+        log_x: false,
+        log_y: true,
     },
 ];
 

@@ -8,7 +8,8 @@
 //!
 //! At every checkpoint each predictor ranks all candidate pairs (an earlier and a later head, `n_pairs` of them): `k_composition`,
 //! `q_composition`, `v_composition` of the pair; `qk_trace` and `prefix_matching` of the later head; `previous_token` of the earlier one;
-//! `product`, K-composition above 1/√d_model (or 0) times previous_token; `random`, a control. At the first checkpoint these are predictors at
+//! `product`, K-composition above 1/√d_model (or 0) times previous_token; `random`, a control; with `gradient: true` and `composition-gradient`
+//! among the experiments `k_gradient`, what a step down the gradient of the induction loss adds to the pair's K-composition. At the first checkpoint these are predictors at
 //! initialisation. Per predictor, mean over models: `mrr`, reciprocal of the rank of the eventual pair (ties: expected value in random
 //! order); `auroc`; `top1`, how often it is first; each with a 95 % bootstrap interval over models. Chance: `chance_top1` is 1 over the
 //! number of pairs (1/H² for two layers), `chance_mrr` the mean of 1/rank, `auroc` .5; `mrr_p` is the share of `n_null` draws of random
@@ -51,6 +52,8 @@ params! {
         threshold: f64 = 0.3;
         /// Previous-token score that the head in front of it must have.
         previous_threshold: f64 = 0.15;
+        /// Whether the gradient of the loss is a predictor too; it needs `composition-gradient`.
+        gradient: bool = false;
         /// Times of `mrr_by_fraction`, as fractions of each model's onset.
         fractions: Vec<f64> = vec![0.0, 0.25, 0.5, 0.75, 1.0, 1.5], min = 0.0, max = 1000.0;
         /// Bootstrap resamples of models; 0 leaves intervals NaN.
@@ -63,7 +66,7 @@ params! {
 }
 
 /// Names of the predictors, in order.
-const PREDICTORS: [&str; 8] = [
+const PREDICTORS: [&str; 9] = [
     "k_composition",
     "q_composition",
     "v_composition",
@@ -72,7 +75,14 @@ const PREDICTORS: [&str; 8] = [
     "prefix_matching",
     "product",
     "random",
+    "k_gradient",
 ];
+
+impl Params {
+    fn predictors(&self) -> &'static [&'static str] {
+        if self.gradient { &PREDICTORS } else { &PREDICTORS[..PREDICTORS.len() - 1] }
+    }
+}
 
 impl Experiment for PredictPair {
     type Params = Params;
@@ -88,8 +98,8 @@ impl Experiment for PredictPair {
         figures: FIGURES,
     };
 
-    fn inputs(&self, _params: &Params) -> Inputs {
-        Inputs::Series(model::SERIES.iter().map(|&name| name.to_owned()).collect())
+    fn inputs(&self, params: &Params) -> Inputs {
+        Inputs::Series(params.series().iter().map(|&name| name.to_owned()).collect())
     }
 
     fn joint(&self, cohort: &mut Cohort<'_>, params: Params, cx: &mut Context<'_>) -> Result<()> {
@@ -160,20 +170,21 @@ fn at_step(
     params: &Params,
     cx: &mut Context<'_>,
 ) -> Result<()> {
+    let predictors = params.predictors();
     // Predictor → model → ranking of its own pair.
-    let own: Vec<Vec<Ranking>> = (0..PREDICTORS.len())
+    let own: Vec<Vec<Ranking>> = (0..predictors.len())
         .map(|predictor| formed.iter().map(|model| model.ranking(predictor, step, model)).collect())
         .collect();
     for (name, read) in READ {
         let mut columns: [Vec<f64>; 3] = Default::default();
         for (predictor, rankings) in own.iter().enumerate() {
             let values: Vec<f64> = rankings.iter().map(read).collect();
-            let stream = format!("predict-pair/{name}/{}/{step}", PREDICTORS[predictor]);
+            let stream = format!("predict-pair/{name}/{}/{step}", predictors[predictor]);
             let row = summary(&values, &stream, params);
             columns.iter_mut().zip(row).for_each(|(column, value)| column.push(value));
         }
         for (suffix, column) in ["", "_low", "_high"].into_iter().zip(columns) {
-            cx.metric_at(&format!("{name}{suffix}"), step, Value::labelled(PREDICTORS, column))?;
+            cx.metric_at(&format!("{name}{suffix}"), step, Value::labelled(predictors, column))?;
         }
     }
     let p = own.iter().map(|rankings| {
@@ -181,20 +192,20 @@ fn at_step(
         let as_high = null.len() - null.partition_point(|value| *value < found - 1e-12);
         (1 + as_high) as f64 / (1 + null.len()) as f64
     });
-    cx.metric_at("mrr_p", step, Value::labelled(PREDICTORS, p.collect()))?;
-    let other = (0..PREDICTORS.len()).map(|predictor| {
+    cx.metric_at("mrr_p", step, Value::labelled(predictors, p.collect()))?;
+    let other = (0..predictors.len()).map(|predictor| {
         let pairs = formed.iter().enumerate().flat_map(|(at, model)| {
             let others = formed.iter().enumerate().filter(move |(other, _)| *other != at);
             others.map(move |(_, other)| model.ranking(predictor, step, other).reciprocal_rank)
         });
         mean(&pairs.collect::<Vec<f64>>())
     });
-    cx.metric_at("mrr_other_seed", step, Value::labelled(PREDICTORS, other.collect()))
+    cx.metric_at("mrr_other_seed", step, Value::labelled(predictors, other.collect()))
 }
 
 fn by_fraction(formed: &[&Model], params: &Params, cx: &mut Context<'_>) -> Result<()> {
     let mut columns: [Vec<f64>; 3] = Default::default();
-    for (predictor, name) in PREDICTORS.iter().enumerate() {
+    for (predictor, name) in params.predictors().iter().enumerate() {
         for fraction in &params.fractions {
             let value = |model: &&Model| {
                 let step = model.step_up_to(fraction * model.onset[1]);
@@ -205,10 +216,10 @@ fn by_fraction(formed: &[&Model], params: &Params, cx: &mut Context<'_>) -> Resu
             columns.iter_mut().zip(row).for_each(|(column, value)| column.push(value));
         }
     }
-    let shape = vec![PREDICTORS.len(), params.fractions.len()];
+    let shape = vec![params.predictors().len(), params.fractions.len()];
     let fractions: Vec<String> = params.fractions.iter().map(f64::to_string).collect();
     for (suffix, column) in ["", "_low", "_high"].into_iter().zip(columns) {
-        let names = PREDICTORS.map(str::to_owned).to_vec();
+        let names = params.predictors().iter().map(|&name| name.to_owned()).collect();
         let value = Value::array(shape.clone(), column, vec![Some(names), Some(fractions.clone())]);
         cx.metric(&format!("mrr_by_fraction{suffix}"), value)?;
     }

@@ -2,7 +2,7 @@
 
 use rand::Rng;
 
-use super::{PREDICTORS, Params};
+use super::Params;
 use crate::{
     cohort::Cohort,
     error::{Error, Result},
@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// What is read.
-pub(super) const SERIES: [&str; 7] = [
+pub(super) const SERIES: [&str; 8] = [
     "composition.k_composition",
     "composition.q_composition",
     "composition.v_composition",
@@ -19,6 +19,7 @@ pub(super) const SERIES: [&str; 7] = [
     "induction-heads.previous_token",
     "induction-heads.prefix_matching",
     "composition.baseline",
+    "composition-gradient.k_composition_gradient",
 ];
 
 /// Places of [`SERIES`] that are read by name.
@@ -27,6 +28,14 @@ const QK_TRACE: usize = 3;
 const PREVIOUS: usize = 4;
 const PREFIX: usize = 5;
 const BASELINE: usize = 6;
+const GRADIENT: usize = 7;
+
+impl Params {
+    /// The series that are read.
+    pub(super) fn series(&self) -> &'static [&'static str] {
+        if self.gradient { &SERIES } else { &SERIES[..GRADIENT] }
+    }
+}
 
 /// One model.
 pub(super) struct Model {
@@ -82,11 +91,13 @@ impl Model {
                 continue;
             }
             let mut series = Vec::new();
-            for name in SERIES {
+            for name in params.series() {
                 let mut own = cohort.series(name)?.iter().filter(|found| found.member == member);
                 series.extend(own.find(|found| found.partner.is_none()).map(|own| &own.series));
             }
-            let Ok(series) = <[&Series; SERIES.len()]>::try_from(series) else { continue };
+            if series.len() < params.series().len() {
+                continue;
+            }
             let model = Self::of(&of.label, &series, params)?;
             if let Some(first) = models.first().filter(|first| first.candidates != model.candidates)
             {
@@ -98,19 +109,19 @@ impl Model {
             models.push(model);
         }
         if models.is_empty() {
-            let names = SERIES.join("`, `");
+            let names = params.series().join("`, `");
             return Err(Error::Input(format!("no complete model has points of `{names}`")));
         }
         Ok(models)
     }
 
-    fn of(label: &str, series: &[&Series; SERIES.len()], params: &Params) -> Result<Self> {
+    fn of(label: &str, series: &[&Series], params: &Params) -> Result<Self> {
         let at = |place: usize, step: u64| {
             let points = &series[place].points;
             points.binary_search_by_key(&step, |point| point.0).ok().map(|at| &points[at].1)
         };
         let steps: Vec<u64> = series[0].points.iter().map(|point| point.0).collect();
-        let has_all = |step: &u64| (0..SERIES.len()).all(|place| at(place, *step).is_some());
+        let has_all = |step: &u64| (0..series.len()).all(|place| at(place, *step).is_some());
         let steps: Vec<u64> = steps.into_iter().filter(has_all).collect();
         let Some(last) = steps.last().copied() else {
             return Err(Error::Input(format!(
@@ -129,7 +140,9 @@ impl Model {
             .collect();
         let is_whole = |step: &u64| {
             let length = |place| data(place, *step).len();
-            (0..3).all(|place| length(place) == n * n)
+            let of_pairs =
+                (0..series.len()).filter(|place| *place < QK_TRACE || *place == GRADIENT);
+            of_pairs.into_iter().all(|place| length(place) == n * n)
                 && (QK_TRACE..=PREFIX).all(|place| length(place) == n)
         };
         if candidates.is_empty() || !steps.iter().all(is_whole) {
@@ -156,7 +169,7 @@ impl Model {
         };
         let mut rng = random::stream(params.seed, &format!("predict-pair/random/{label}"));
         let scores = steps.iter().map(|step| {
-            let tables: Vec<&[f64]> = (0..SERIES.len()).map(|place| data(place, *step)).collect();
+            let tables: Vec<&[f64]> = (0..series.len()).map(|place| data(place, *step)).collect();
             Self::scores_of(&tables, &candidates, n, &mut rng)
         });
         Ok(Self {
@@ -170,7 +183,7 @@ impl Model {
         })
     }
 
-    /// One list per predictor, in the order of [`PREDICTORS`].
+    /// One list per predictor, in the order of `Params::predictors`.
     fn scores_of(
         tables: &[&[f64]],
         candidates: &[(usize, usize)],
@@ -191,7 +204,9 @@ impl Model {
         scores.push(each(&|_, j| tables[PREFIX][j]));
         scores.push(each(&product));
         scores.push(candidates.iter().map(|_| (rng.next_u64() >> 11) as f64).collect());
-        debug_assert_eq!(scores.len(), PREDICTORS.len());
+        if let Some(gradient) = tables.get(GRADIENT) {
+            scores.push(each(&|i, j| gradient[i * n + j]));
+        }
         scores
     }
 

@@ -25,9 +25,9 @@ fn add_model(table: &mut CohortSeries, member: usize, pair: (usize, usize), anno
         let formed = step >= ONSET;
         for (place, points) in of.iter_mut().enumerate() {
             let value = match place {
-                0..3 => {
+                0..3 | 7 => {
                     let mut data: Vec<f64> = (0..n * n).map(|_| 0.1 + 0.02 * uniform()).collect();
-                    if place == 0 && (announced || formed) {
+                    if place == 7 || place == 0 && (announced || formed) {
                         data[pair.0 * n + pair.1] = 0.2;
                     }
                     Value::array(vec![2, H, 2, H], data, vec![None; 4])
@@ -143,6 +143,15 @@ fn the_onset_is_where_a_late_predictor_begins_to_know() {
     assert!(row[..4].iter().all(|mrr| *mrr < 0.6) && row[4] == 1.0 && row[5] == 1.0, "{row:?}");
     let labels = by_fraction.labels[1].as_ref().unwrap();
     assert_eq!(labels.join(" "), "0 0.25 0.5 0.75 1 1.5");
+}
+
+#[test]
+fn the_gradient_is_a_predictor_where_it_is_asked_for() {
+    let with = run(&pairs(8, false), json!({ "gradient": true })).unwrap();
+    assert_eq!(with.metrics["mrr"][&0].data[of("k_gradient")], 1.0);
+    let without = run(&pairs(8, false), json!({})).unwrap();
+    assert_eq!(without.metrics["mrr"][&0].data.len(), PREDICTORS.len() - 1);
+    assert_eq!(with.metrics["mrr"][&0].data[..8], without.metrics["mrr"][&0].data);
 }
 
 #[test]
