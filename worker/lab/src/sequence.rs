@@ -100,6 +100,86 @@ pub(crate) fn plan(optimizer: AdamWConfig, warmup: u64, steps: u64, eval_every: 
     Plan::new(steps, eval_every, optimizer.into(), schedule)
 }
 
+/// Declares the parameters of a recipe that trains small transformers: those of its own, then architecture, optimizer and data
+/// as all of them have, with the recipe's defaults. The recipe adds `fn size(&self) -> [i64; 2]`, vocabulary and context.
+macro_rules! sequence_params {
+    (
+        variant = $variant:literal, normalization = $normalization:literal, batch = $batch:literal,
+        eval_sequences = $eval_sequences:literal, lr = $lr:literal, warmup = $warmup:literal,
+        steps = $steps:literal, eval_every = $eval_every:literal;
+        $($own:tt)*
+    ) => {
+        $crate::params::params! {
+            /// Task, architecture and optimizer.
+            pub struct Params {
+                $($own)*
+                /// Kind of blocks.
+                variant: String = $variant.to_owned(), choices = $crate::sequence::VARIANTS;
+                /// Blocks; induction needs two.
+                n_layers: i64 = 2, min = 1.0, max = 16.0;
+                /// Width of the residual stream.
+                d_model: i64 = 64, min = 1.0, max = 4096.0;
+                /// Attention heads; they share d_model.
+                n_heads: i64 = 4, min = 1.0, max = 64.0;
+                /// Neurons per block, if it has any.
+                d_mlp: i64 = 256, min = 1.0, max = 16384.0;
+                /// Norm in front of every component, without parameters.
+                normalization: String = $normalization.to_owned(),
+                    choices = $crate::sequence::NORMALIZATIONS;
+                /// Sequences per update.
+                batch: u64 = $batch, min = 1.0, max = 65536.0;
+                /// Sequences that metrics are measured on, the same for every seed.
+                eval_sequences: u64 = $eval_sequences, min = 1.0, max = 65536.0;
+                /// Learning rate after the warm-up.
+                lr: f64 = $lr, min = 0.0;
+                /// Decoupled weight decay.
+                weight_decay: f64 = 0.0, min = 0.0;
+                /// Decay of the first moment.
+                beta1: f64 = 0.9, min = 0.0, max = 0.999_999;
+                /// Decay of the second moment.
+                beta2: f64 = 0.98, min = 0.0, max = 0.999_999;
+                /// Updates over which the learning rate rises.
+                warmup: u64 = $warmup, min = 0.0;
+                /// Updates in all.
+                steps: u64 = $steps, min = 0.0, max = 10_000_000.0;
+                /// Metrics are streamed at multiples of this.
+                eval_every: u64 = $eval_every, min = 1.0;
+                /// Seed of the training data; -1 is the seed of the run.
+                data_seed: i64 = -1, min = -1.0;
+            }
+        }
+
+        impl Params {
+            fn architecture(&self) -> $crate::sequence::Architecture<'_> {
+                let [d_vocab, n_ctx] = self.size();
+                $crate::sequence::Architecture {
+                    variant: &self.variant,
+                    normalization: &self.normalization,
+                    n_layers: self.n_layers,
+                    d_model: self.d_model,
+                    n_heads: self.n_heads,
+                    d_mlp: self.d_mlp,
+                    d_vocab,
+                    n_ctx,
+                }
+            }
+
+            fn plan(&self) -> $crate::recipe::Plan {
+                let &Self { lr, weight_decay, beta1, beta2, warmup, steps, eval_every, .. } = self;
+                let optimizer =
+                    $crate::optimizer::AdamWConfig { lr, beta1, beta2, eps: 1e-8, weight_decay };
+                $crate::sequence::plan(optimizer, warmup, steps, eval_every)
+            }
+
+            /// Seeds of the training data of runs with these seeds.
+            fn data_seeds(&self, seeds: &[u64]) -> Vec<u64> {
+                seeds.iter().map(|&seed| u64::try_from(self.data_seed).unwrap_or(seed)).collect()
+            }
+        }
+    };
+}
+pub(crate) use sequence_params;
+
 /// How many seeds are worth training as one batched model. Per-step launches of a small model leave a GPU
 /// idle; one CPU thread is bound by arithmetic.
 pub(crate) fn population(device: Device) -> usize {

@@ -279,7 +279,7 @@ mod tests {
         let found = descend(&checkpoint, &mut sink);
         let before = found.scores(&subject, 0.0).unwrap().k;
         // The loss falls at the rate of the squared norm of its gradient.
-        let lr = 1e-4;
+        let lr = 1e-7;
         let mut moved = checkpoint.weights.copy().to_kind(Kind::Double);
         for (name, direction) in &found.direction {
             let weight = moved.require(name).unwrap() + direction * lr;

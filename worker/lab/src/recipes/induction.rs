@@ -25,78 +25,35 @@ use crate::{
     error::{Error, Result},
     experiment::TokenSet,
     interventions::UnitKind,
-    optimizer::AdamWConfig,
-    params::{ParamSet, params},
+    params::ParamSet,
     recipe::{Objective, Plan, Recipe},
     sequence::{
-        self, Architecture, HeadScores, NORMALIZATIONS, Sampling, VARIANTS, best_head, first_rows,
-        masked_mean, mean, next_token_nll, per_model, with_patterns,
+        self, HeadScores, Sampling, best_head, first_rows, masked_mean, mean, next_token_nll,
+        per_model, sequence_params, with_patterns,
     },
 };
 
 /// See the module documentation.
 pub struct Induction;
 
-params! {
-    /// Task, architecture and optimizer.
-    pub struct Params {
-        /// Kind of blocks.
-        variant: String = "attn-only".to_owned(), choices = VARIANTS;
-        /// Blocks; induction needs two.
-        n_layers: i64 = 2, min = 1.0, max = 16.0;
-        /// Width of the residual stream.
-        d_model: i64 = 64, min = 1.0, max = 4096.0;
-        /// Attention heads; they share d_model.
-        n_heads: i64 = 4, min = 1.0, max = 64.0;
-        /// Neurons per block, if it has any.
-        d_mlp: i64 = 256, min = 1.0, max = 16384.0;
-        /// Norm in front of every component, without parameters.
-        normalization: String = "none".to_owned(), choices = NORMALIZATIONS;
-        /// Number of tokens.
-        d_vocab: i64 = 64, min = 2.0, max = 65536.0;
-        /// Length of a sequence.
-        n_ctx: i64 = 48, min = 3.0, max = 4096.0;
-        /// Shortest period.
-        period_min: i64 = 8, min = 2.0, max = 4095.0;
-        /// Longest period; equal to the shortest one it gives the control without induction.
-        period_max: i64 = 24, min = 2.0, max = 4095.0;
-        /// Sequences per update.
-        batch: u64 = 32, min = 1.0, max = 65536.0;
-        /// Size of a finite training set; 0 draws new sequences for every update.
-        n_sequences: u64 = 0, min = 0.0, max = 100_000_000.0;
-        /// Sequences that metrics are measured on, the same for every seed.
-        eval_sequences: u64 = 128, min = 1.0, max = 65536.0;
-        /// Learning rate after the warm-up.
-        lr: f64 = 3e-3, min = 0.0;
-        /// Decoupled weight decay.
-        weight_decay: f64 = 0.0, min = 0.0;
-        /// Decay of the first moment.
-        beta1: f64 = 0.9, min = 0.0, max = 0.999_999;
-        /// Decay of the second moment.
-        beta2: f64 = 0.98, min = 0.0, max = 0.999_999;
-        /// Updates over which the learning rate rises.
-        warmup: u64 = 0, min = 0.0;
-        /// Updates in all.
-        steps: u64 = 2000, min = 0.0, max = 10_000_000.0;
-        /// Metrics are streamed at multiples of this.
-        eval_every: u64 = 50, min = 1.0;
-        /// Seed of the training data; -1 is the seed of the run.
-        data_seed: i64 = -1, min = -1.0;
-    }
+sequence_params! {
+    variant = "attn-only", normalization = "none", batch = 32, eval_sequences = 128,
+    lr = 3e-3, warmup = 0, steps = 2000, eval_every = 50;
+    /// Number of tokens.
+    d_vocab: i64 = 64, min = 2.0, max = 65536.0;
+    /// Length of a sequence.
+    n_ctx: i64 = 48, min = 3.0, max = 4096.0;
+    /// Shortest period.
+    period_min: i64 = 8, min = 2.0, max = 4095.0;
+    /// Longest period; equal to the shortest one it gives the control without induction.
+    period_max: i64 = 24, min = 2.0, max = 4095.0;
+    /// Size of a finite training set; 0 draws new sequences for every update.
+    n_sequences: u64 = 0, min = 0.0, max = 100_000_000.0;
 }
 
 impl Params {
-    fn architecture(&self) -> Architecture<'_> {
-        Architecture {
-            variant: &self.variant,
-            normalization: &self.normalization,
-            n_layers: self.n_layers,
-            d_model: self.d_model,
-            n_heads: self.n_heads,
-            d_mlp: self.d_mlp,
-            d_vocab: self.d_vocab,
-            n_ctx: self.n_ctx,
-        }
+    fn size(&self) -> [i64; 2] {
+        [self.d_vocab, self.n_ctx]
     }
 
     /// Sequences of the given seeds.
@@ -148,9 +105,7 @@ impl Recipe for Induction {
     }
 
     fn plan(&self, params: &Params) -> Plan {
-        let &Params { lr, weight_decay, beta1, beta2, warmup, steps, eval_every, .. } = params;
-        let optimizer = AdamWConfig { lr, beta1, beta2, eps: 1e-8, weight_decay };
-        sequence::plan(optimizer, warmup, steps, eval_every)
+        params.plan()
     }
 
     fn objective(
@@ -159,8 +114,7 @@ impl Recipe for Induction {
         seeds: &[u64],
         device: Device,
     ) -> Result<Box<dyn Objective>> {
-        let data_seeds: Vec<u64> =
-            seeds.iter().map(|&seed| u64::try_from(params.data_seed).unwrap_or(seed)).collect();
+        let data_seeds = params.data_seeds(seeds);
         let data = params.repeats(&data_seeds, "train", device);
         let known = (params.n_sequences > 0).then(|| {
             data.rows(&first_rows(params.n_sequences.min(params.eval_sequences), device)).tokens

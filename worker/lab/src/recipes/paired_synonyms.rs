@@ -25,78 +25,35 @@ use crate::{
     error::{Error, Result},
     experiment::TokenSet,
     interventions::UnitKind,
-    optimizer::AdamWConfig,
-    params::{ParamSet, params},
+    params::ParamSet,
     recipe::{Objective, Plan, Recipe},
     sequence::{
-        self, Architecture, HeadScores, NORMALIZATIONS, Sampling, VARIANTS, best_head, first_rows,
-        masked_mean, mean, next_token_nll, per_model, with_patterns,
+        self, HeadScores, Sampling, best_head, first_rows, masked_mean, mean, next_token_nll,
+        per_model, sequence_params, with_patterns,
     },
 };
 
 /// See the module documentation.
 pub struct PairedSynonyms;
 
-params! {
-    /// Task, architecture and optimizer.
-    pub struct Params {
-        /// Concepts; there are two words for each.
-        n_pairs: i64 = 32, min = 2.0, max = 32768.0;
-        /// Length of a sequence.
-        n_ctx: i64 = 48, min = 4.0, max = 4096.0;
-        /// Shortest period.
-        period_min: i64 = 8, min = 2.0, max = 4095.0;
-        /// Longest period.
-        period_max: i64 = 24, min = 2.0, max = 4095.0;
-        /// Share of the training sequences that repeats word by word.
-        frac_literal: f64 = 0.5, min = 0.0, max = 1.0;
-        /// Kind of blocks.
-        variant: String = "attn-only".to_owned(), choices = VARIANTS;
-        /// Blocks; induction needs two.
-        n_layers: i64 = 2, min = 1.0, max = 16.0;
-        /// Width of the residual stream.
-        d_model: i64 = 64, min = 1.0, max = 4096.0;
-        /// Attention heads; they share d_model.
-        n_heads: i64 = 4, min = 1.0, max = 64.0;
-        /// Neurons per block, if it has any.
-        d_mlp: i64 = 256, min = 1.0, max = 16384.0;
-        /// Norm in front of every component, without parameters.
-        normalization: String = "none".to_owned(), choices = NORMALIZATIONS;
-        /// Sequences per update.
-        batch: u64 = 32, min = 1.0, max = 65536.0;
-        /// Sequences that metrics are measured on, the same for every seed.
-        eval_sequences: u64 = 128, min = 1.0, max = 65536.0;
-        /// Learning rate after the warm-up.
-        lr: f64 = 3e-3, min = 0.0;
-        /// Decoupled weight decay.
-        weight_decay: f64 = 0.0, min = 0.0;
-        /// Decay of the first moment.
-        beta1: f64 = 0.9, min = 0.0, max = 0.999_999;
-        /// Decay of the second moment.
-        beta2: f64 = 0.98, min = 0.0, max = 0.999_999;
-        /// Updates over which the learning rate rises.
-        warmup: u64 = 0, min = 0.0;
-        /// Updates in all.
-        steps: u64 = 3000, min = 0.0, max = 10_000_000.0;
-        /// Metrics are streamed at multiples of this.
-        eval_every: u64 = 50, min = 1.0;
-        /// Seed of the training data; -1 is the seed of the run.
-        data_seed: i64 = -1, min = -1.0;
-    }
+sequence_params! {
+    variant = "attn-only", normalization = "none", batch = 32, eval_sequences = 128,
+    lr = 3e-3, warmup = 0, steps = 3000, eval_every = 50;
+    /// Concepts; there are two words for each.
+    n_pairs: i64 = 32, min = 2.0, max = 32768.0;
+    /// Length of a sequence.
+    n_ctx: i64 = 48, min = 4.0, max = 4096.0;
+    /// Shortest period.
+    period_min: i64 = 8, min = 2.0, max = 4095.0;
+    /// Longest period.
+    period_max: i64 = 24, min = 2.0, max = 4095.0;
+    /// Share of the training sequences that repeats word by word.
+    frac_literal: f64 = 0.5, min = 0.0, max = 1.0;
 }
 
 impl Params {
-    fn architecture(&self) -> Architecture<'_> {
-        Architecture {
-            variant: &self.variant,
-            normalization: &self.normalization,
-            n_layers: self.n_layers,
-            d_model: self.d_model,
-            n_heads: self.n_heads,
-            d_mlp: self.d_mlp,
-            d_vocab: 2 * self.n_pairs,
-            n_ctx: self.n_ctx,
-        }
+    fn size(&self) -> [i64; 2] {
+        [2 * self.n_pairs, self.n_ctx]
     }
 
     fn synonyms(&self, seeds: &[u64], purpose: &str, device: Device) -> Synonyms {
@@ -147,9 +104,7 @@ impl Recipe for PairedSynonyms {
     }
 
     fn plan(&self, params: &Params) -> Plan {
-        let &Params { lr, weight_decay, beta1, beta2, warmup, steps, eval_every, .. } = params;
-        let optimizer = AdamWConfig { lr, beta1, beta2, eps: 1e-8, weight_decay };
-        sequence::plan(optimizer, warmup, steps, eval_every)
+        params.plan()
     }
 
     fn objective(
@@ -158,8 +113,7 @@ impl Recipe for PairedSynonyms {
         seeds: &[u64],
         device: Device,
     ) -> Result<Box<dyn Objective>> {
-        let data_seeds: Vec<u64> =
-            seeds.iter().map(|&seed| u64::try_from(params.data_seed).unwrap_or(seed)).collect();
+        let data_seeds = params.data_seeds(seeds);
         let evaluation = |kind| Held::new(params.evaluation(params.eval_sequences, kind, device));
         let repetition = Repetition::Mixed { literal: params.frac_literal };
         Ok(Box::new(Translation {

@@ -21,76 +21,30 @@ use crate::{
     data::sorting::{ANSWERS, Answer, Lists},
     error::{Error, Result},
     experiment::TokenSet,
-    optimizer::AdamWConfig,
-    params::{ParamSet, params},
+    params::ParamSet,
     recipe::{Objective, Plan, Recipe},
-    sequence::{
-        self, Architecture, NORMALIZATIONS, Sampling, VARIANTS, first_rows, mean, next_token_nll,
-        per_model,
-    },
+    sequence::{self, Sampling, first_rows, mean, next_token_nll, per_model, sequence_params},
 };
 
 /// See the module documentation.
 pub struct Sorting;
 
-params! {
-    /// Task, architecture and optimizer.
-    pub struct Params {
-        /// Numbers to sort.
-        length: i64 = 4, min = 1.0, max = 64.0;
-        /// Numbers are below this.
-        n_values: i64 = 32, min = 2.0, max = 4096.0;
-        /// Whether no number comes twice in a question.
-        distinct: bool = true;
-        /// Order of the numbers in the answer: ascending, as asked, or backwards.
-        answer: String = "sorted".to_owned(), choices = ANSWERS;
-        /// Kind of blocks.
-        variant: String = "attn-only".to_owned(), choices = VARIANTS;
-        /// Blocks.
-        n_layers: i64 = 2, min = 1.0, max = 16.0;
-        /// Width of the residual stream.
-        d_model: i64 = 64, min = 1.0, max = 4096.0;
-        /// Attention heads; they share d_model.
-        n_heads: i64 = 4, min = 1.0, max = 64.0;
-        /// Neurons per block, if it has any.
-        d_mlp: i64 = 256, min = 1.0, max = 16384.0;
-        /// Norm in front of every component, without parameters.
-        normalization: String = "none".to_owned(), choices = NORMALIZATIONS;
-        /// Sequences per update.
-        batch: u64 = 128, min = 1.0, max = 65536.0;
-        /// Sequences that metrics are measured on, the same for every seed.
-        eval_sequences: u64 = 256, min = 1.0, max = 65536.0;
-        /// Learning rate after the warm-up.
-        lr: f64 = 1e-3, min = 0.0;
-        /// Decoupled weight decay.
-        weight_decay: f64 = 0.0, min = 0.0;
-        /// Decay of the first moment.
-        beta1: f64 = 0.9, min = 0.0, max = 0.999_999;
-        /// Decay of the second moment.
-        beta2: f64 = 0.98, min = 0.0, max = 0.999_999;
-        /// Updates over which the learning rate rises.
-        warmup: u64 = 0, min = 0.0;
-        /// Updates in all.
-        steps: u64 = 1500, min = 0.0, max = 10_000_000.0;
-        /// Metrics are streamed at multiples of this.
-        eval_every: u64 = 50, min = 1.0;
-        /// Seed of the training data; -1 is the seed of the run.
-        data_seed: i64 = -1, min = -1.0;
-    }
+sequence_params! {
+    variant = "attn-only", normalization = "none", batch = 128, eval_sequences = 256,
+    lr = 1e-3, warmup = 0, steps = 1500, eval_every = 50;
+    /// Numbers to sort.
+    length: i64 = 4, min = 1.0, max = 64.0;
+    /// Numbers are below this.
+    n_values: i64 = 32, min = 2.0, max = 4096.0;
+    /// Whether no number comes twice in a question.
+    distinct: bool = true;
+    /// Order of the numbers in the answer: ascending, as asked, or backwards.
+    answer: String = "sorted".to_owned(), choices = ANSWERS;
 }
 
 impl Params {
-    fn architecture(&self) -> Architecture<'_> {
-        Architecture {
-            variant: &self.variant,
-            normalization: &self.normalization,
-            n_layers: self.n_layers,
-            d_model: self.d_model,
-            n_heads: self.n_heads,
-            d_mlp: self.d_mlp,
-            d_vocab: self.n_values + 2,
-            n_ctx: 2 * self.length + 2,
-        }
+    fn size(&self) -> [i64; 2] {
+        [self.n_values + 2, 2 * self.length + 2]
     }
 
     fn lists(&self, seeds: &[u64], purpose: &str, device: Device) -> Lists {
@@ -139,9 +93,7 @@ impl Recipe for Sorting {
     }
 
     fn plan(&self, params: &Params) -> Plan {
-        let &Params { lr, weight_decay, beta1, beta2, warmup, steps, eval_every, .. } = params;
-        let optimizer = AdamWConfig { lr, beta1, beta2, eps: 1e-8, weight_decay };
-        sequence::plan(optimizer, warmup, steps, eval_every)
+        params.plan()
     }
 
     fn objective(
@@ -150,8 +102,7 @@ impl Recipe for Sorting {
         seeds: &[u64],
         device: Device,
     ) -> Result<Box<dyn Objective>> {
-        let data_seeds: Vec<u64> =
-            seeds.iter().map(|&seed| u64::try_from(params.data_seed).unwrap_or(seed)).collect();
+        let data_seeds = params.data_seeds(seeds);
         Ok(Box::new(Answers {
             sampling: Sampling::new(params.batch, 0, &data_seeds, device),
             lists: params.lists(&data_seeds, "train", device),

@@ -31,13 +31,10 @@ use crate::{
     },
     error::{Error, Result},
     experiment::TokenSet,
-    optimizer::AdamWConfig,
-    params::{ParamSet, params},
+    params::ParamSet,
     random::counter::Counter,
     recipe::{AnyRecipe, Base, Objective, Plan, Recipe},
-    sequence::{
-        self, Architecture, NORMALIZATIONS, Sampling, VARIANTS, mean, next_token_nll, per_model,
-    },
+    sequence::{self, Sampling, mean, next_token_nll, per_model, sequence_params},
 };
 
 /// See the module documentation.
@@ -46,64 +43,22 @@ pub struct TextLm;
 /// Name of the recipe, by which texts are encoded for its models.
 pub(crate) const NAME: &str = "text-lm";
 
-params! {
-    /// Task, architecture and optimizer.
-    pub struct Params {
-        /// What to train on, as UTF-8; empty is the text that ships with the program.
-        text: String = String::new();
-        /// Fraction of the text, from its end, that is held out.
-        frac_test: f64 = 0.1, min = 0.001, max = 0.9;
-        /// Byte pairs that are tokens besides the 256 bytes.
-        n_merges: u64 = 0, max = 16384.0;
-        /// Tokens in a window.
-        n_ctx: i64 = 64, min = 2.0, max = 4096.0;
-        /// Kind of blocks.
-        variant: String = "gelu".to_owned(), choices = VARIANTS;
-        /// Blocks.
-        n_layers: i64 = 2, min = 1.0, max = 16.0;
-        /// Width of the residual stream.
-        d_model: i64 = 64, min = 1.0, max = 4096.0;
-        /// Attention heads; they share d_model.
-        n_heads: i64 = 4, min = 1.0, max = 64.0;
-        /// Neurons per block, if it has any.
-        d_mlp: i64 = 256, min = 1.0, max = 16384.0;
-        /// Norm in front of every component, without parameters.
-        normalization: String = "ln".to_owned(), choices = NORMALIZATIONS;
-        /// Windows per update.
-        batch: u64 = 32, min = 1.0, max = 65536.0;
-        /// Windows of each part that metrics are measured on.
-        eval_sequences: u64 = 128, min = 1.0, max = 65536.0;
-        /// Learning rate after the warm-up.
-        lr: f64 = 2e-3, min = 0.0;
-        /// Decoupled weight decay.
-        weight_decay: f64 = 0.0, min = 0.0;
-        /// Decay of the first moment.
-        beta1: f64 = 0.9, min = 0.0, max = 0.999_999;
-        /// Decay of the second moment.
-        beta2: f64 = 0.98, min = 0.0, max = 0.999_999;
-        /// Updates over which the learning rate rises.
-        warmup: u64 = 50, min = 0.0;
-        /// Updates in all.
-        steps: u64 = 3000, min = 0.0, max = 10_000_000.0;
-        /// Metrics are streamed at multiples of this.
-        eval_every: u64 = 100, min = 1.0;
-        /// Seed of the training data; -1 is the seed of the run.
-        data_seed: i64 = -1, min = -1.0;
-    }
+sequence_params! {
+    variant = "gelu", normalization = "ln", batch = 32, eval_sequences = 128,
+    lr = 2e-3, warmup = 50, steps = 3000, eval_every = 100;
+    /// What to train on, as UTF-8; empty is the text that ships with the program.
+    text: String = String::new();
+    /// Fraction of the text, from its end, that is held out.
+    frac_test: f64 = 0.1, min = 0.001, max = 0.9;
+    /// Byte pairs that are tokens besides the 256 bytes.
+    n_merges: u64 = 0, max = 16384.0;
+    /// Tokens in a window.
+    n_ctx: i64 = 64, min = 2.0, max = 4096.0;
 }
 
 impl Params {
-    fn architecture(&self) -> Architecture<'_> {
-        Architecture {
-            variant: &self.variant,
-            normalization: &self.normalization,
-            n_layers: self.n_layers,
-            d_model: self.d_model,
-            n_heads: self.n_heads,
-            d_mlp: self.d_mlp,
-            d_vocab: N_BYTES + self.n_merges as i64,
-            n_ctx: self.n_ctx,
-        }
+    fn size(&self) -> [i64; 2] {
+        [N_BYTES + self.n_merges as i64, self.n_ctx]
     }
 
     fn bytes(&self) -> &[u8] {
@@ -117,8 +72,7 @@ impl Params {
     }
 
     fn next_token(&self, text: Text, seeds: &[u64], device: Device) -> NextToken {
-        let data_seeds: Vec<u64> =
-            seeds.iter().map(|&seed| u64::try_from(self.data_seed).unwrap_or(seed)).collect();
+        let data_seeds = self.data_seeds(seeds);
         NextToken {
             sampling: Sampling::new(self.batch, 0, &data_seeds, device),
             places: Counter::new(&data_seeds, "text-lm/places", device),
@@ -157,9 +111,7 @@ impl Recipe for TextLm {
     }
 
     fn plan(&self, params: &Params) -> Plan {
-        let &Params { lr, weight_decay, beta1, beta2, warmup, steps, eval_every, .. } = params;
-        let optimizer = AdamWConfig { lr, beta1, beta2, eps: 1e-8, weight_decay };
-        sequence::plan(optimizer, warmup, steps, eval_every)
+        params.plan()
     }
 
     fn objective(
