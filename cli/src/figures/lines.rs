@@ -4,7 +4,7 @@
 use super::{FigureSpec, Measured, Names, capitalised, say_once, with_unit, words};
 use crate::{
     chart::{Axis, Content, Dash, Figure, LegendEntry, Line, Mark, Panel, color, scale::Scale},
-    series::{Curve, label},
+    series::{Curve, is_numeric, label},
 };
 
 /// More models than this do not get a panel each.
@@ -197,8 +197,8 @@ fn strands(measured: &Measured<'_>, names: &Names) -> Vec<Strand> {
     let strand = |cell: usize| {
         let base = words(curve.short_name());
         let mut metric = base.clone();
-        for (axis, place) in cell_labels(curve, cell) {
-            metric = format!("{metric}, {axis} {place}");
+        for place in cell_labels(curve, cell) {
+            metric = format!("{metric}, {place}");
         }
         if !params.is_empty() {
             metric = format!("{metric} ({params})");
@@ -223,13 +223,15 @@ fn strands(measured: &Measured<'_>, names: &Names) -> Vec<Strand> {
     (0..curve.block.min(super::LINES_MAX)).map(strand).collect()
 }
 
-fn cell_labels(curve: &Curve, mut cell: usize) -> Vec<(String, String)> {
+fn cell_labels(curve: &Curve, mut cell: usize) -> Vec<String> {
     let mut labels = Vec::new();
     for axis in curve.series.axes.iter().rev() {
         let size = (axis.size as usize).max(1);
         let place = label(axis, cell % size);
         if size > 1 && !place.is_empty() {
-            labels.push((axis.name.clone(), place));
+            // A number says nothing without its axis, a name does.
+            let is_name = !axis.labels.is_empty() && !is_numeric(axis);
+            labels.push(if is_name { place } else { format!("{} {place}", words(&axis.name)) });
         }
         cell /= size;
     }

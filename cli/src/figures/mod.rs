@@ -221,9 +221,11 @@ impl<'a> Measured<'a> {
         curves.iter().map(|curve| Self { curve, ends: None }).collect()
     }
 
-    /// Whether there is nothing along the steps to look at.
-    fn at_one_step(&self) -> bool {
-        self.curve.series.steps.len() == 1 && self.curve.series.axes.len() < 2
+    /// Whether there is nothing along the steps to look at. Two axes are a map, unless lines were asked for.
+    fn at_one_step(&self, kind: FigureKind) -> bool {
+        let lines = matches!(kind, FigureKind::Lines | FigureKind::Intervals);
+        self.curve.series.steps.len() == 1
+            && self.curve.series.axes.len() < if lines { 3 } else { 2 }
     }
 }
 
@@ -264,7 +266,9 @@ pub fn draw(spec: &FigureSpec, curves: &[Curve], description: &str) -> Option<Fi
             maps::pairs(spec, &chosen, &names)
         }
         FigureKind::Scatter => maps::paths(spec, &chosen, &names),
-        _ if measured.iter().all(Measured::at_one_step) => rows::rows(spec, &measured, &names),
+        _ if measured.iter().all(|one| one.at_one_step(spec.kind)) => {
+            rows::rows(spec, &measured, &names)
+        }
         FigureKind::Lines | FigureKind::Intervals | FigureKind::Pairs
             if chosen.iter().all(|curve| curve.block > LINES_MAX) =>
         {

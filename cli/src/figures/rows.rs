@@ -148,14 +148,21 @@ fn entries(measured: &Measured<'_>, names: &Names, with_model: bool) -> Vec<Entr
     (0..curve.block).map(entry).collect()
 }
 
-/// What the places of an axis are called; names of models lose what they share.
+/// What the places of the first axis are called; those of a second one share its row. Names of models lose what they share.
 fn cell_names(curve: &Curve) -> Vec<String> {
-    let [axis] = curve.series.axes.as_slice() else { return vec![String::new(); curve.block] };
-    let labels: Vec<String> = (0..curve.block).map(|place| label(axis, place)).collect();
-    if axis.labels.is_empty() || crate::series::is_numeric(axis) {
-        return labels.iter().map(|place| format!("{} {place}", words(&axis.name))).collect();
-    }
-    let all: Vec<&str> = labels.iter().map(String::as_str).collect();
-    let prefix = if axis.name == "member" { common_prefix(&all) } else { 0 };
-    labels.iter().map(|name| name[prefix..].to_owned()).collect()
+    let Some(axis) = curve.series.axes.first() else { return vec![String::new(); curve.block] };
+    let size = (axis.size as usize).max(1);
+    let labels: Vec<String> = (0..size).map(|place| label(axis, place)).collect();
+    let names: Vec<String> = if axis.labels.is_empty() || crate::series::is_numeric(axis) {
+        labels.iter().map(|place| format!("{} {place}", words(&axis.name))).collect()
+    } else {
+        let all: Vec<&str> = labels.iter().map(String::as_str).collect();
+        let prefix = if axis.name == "member" { common_prefix(&all) } else { 0 };
+        labels.iter().map(|name| name[prefix..].to_owned()).collect()
+    };
+    let is_only = size == 1 && curve.series.axes.len() > 1;
+    let name = |cell: usize| {
+        if is_only { String::new() } else { names[cell / (curve.block / size)].clone() }
+    };
+    (0..curve.block).map(name).collect()
 }

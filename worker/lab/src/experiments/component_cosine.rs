@@ -184,10 +184,18 @@ const METRICS: &[MetricDef] = &[
 
 const FIGURES: &[Figure] = &[
     Figure {
-        name: "cosines",
-        title: "Cosine of each head's circuits to their final form",
+        name: "qk",
+        title: "Cosine of each head's QK circuit to its final form",
         kind: FigureKind::Lines,
-        metrics: &["qk_cosine", "ov_cosine"],
+        metrics: &["qk_cosine"],
+        log_x: true,
+        log_y: false,
+    },
+    Figure {
+        name: "ov",
+        title: "Cosine of each head's OV circuit to its final form",
+        kind: FigureKind::Lines,
+        metrics: &["ov_cosine"],
         log_x: true,
         log_y: false,
     },

@@ -3,7 +3,7 @@
 //! # What it measures
 //! `attention` is every head's mean attention between the places of the circuit: from the end to the indirect object
 //! (IO) and both subjects (S1, S2), from S2 to S1 and the token behind it, from that token to S1. `class_attention`
-//! combines them as classes of heads do: name movers END→IO minus END→S1 and END→S2; S-inhibition END→S2 minus
+//! combines them as classes of heads do, and `class_attention_max` is the best head's: name movers END→IO minus END→S1 and END→S2; S-inhibition END→S2 minus
 //! END→IO and END→S1; duplicate-token S2→S1; induction S2→S1+1; previous-token S1+1→S1. `member` says
 //! which heads belong to which class by automatic rules, `n_members` how many there are, and `members_attention` is the
 //! class's attention averaged over its members. The rules: name movers are among the `top` heads of largest attribution (above `effect` times the logit difference),
@@ -101,6 +101,10 @@ fn measure(
         attention::CLASSES.iter().map(|(_, weights)| combine(&evidence, weights)).collect();
     let names = attention::CLASSES.map(|(name, _)| name);
     let flat_classes = combined.concat();
+    let largest = |heads: &[f64]| heads.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let n_heads = flat_classes.len() / names.len();
+    let best = flat_classes.chunks(n_heads).map(largest).collect();
+    cx.metric("class_attention_max", Value::labelled(&names, best))?;
     cx.metric(
         "class_attention",
         Value::array(shape(names.len()), flat_classes, labels(names.to_vec())),
@@ -203,6 +207,12 @@ const METRICS: &[MetricDef] = &[
         doc: "Attention to what a class attends to, minus attention to the other names",
     },
     MetricDef {
+        name: "class_attention_max",
+        unit: Unit::Dimensionless,
+        axes: &[Axis::HeadClass],
+        doc: "Largest class_attention of any head, whether it is a member or not",
+    },
+    MetricDef {
         name: "n_members",
         unit: Unit::Count,
         axes: &[Axis::HeadClass],
@@ -240,10 +250,10 @@ const FIGURES: &[Figure] = &[
         log_y: false,
     },
     Figure {
-        name: "class-attention",
-        title: "Attention of every head by class",
-        kind: FigureKind::HeatMap,
-        metrics: &["class_attention"],
+        name: "best-head",
+        title: "Attention of the best head by class",
+        kind: FigureKind::Lines,
+        metrics: &["class_attention_max"],
         log_x: true,
         log_y: false,
     },
