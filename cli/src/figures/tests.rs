@@ -399,10 +399,10 @@ fn many_seeds_share_the_row_of_their_setting() {
     let Scale::Names { names, .. } = &figure.panels[0].y.scale else { panic!() };
     assert_eq!(names, &["base", "cut"]);
     assert_eq!(show("strips", &figure).matches("<circle").count(), 40);
-    curves.iter_mut().for_each(|curve| {
+    for curve in &mut curves {
         curve.series.steps = vec![1, 2];
         curve.series.values = vec![1.0, 2.0];
-    });
+    }
     let figure =
         draw(&spec(FigureKind::Lines, &["delay.onset"], false, false), &curves, "").unwrap();
     assert_eq!((lines_of(&figure.panels[0]), figure.legend.len()), (40, 2), "and their colour");

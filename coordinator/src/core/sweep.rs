@@ -357,7 +357,9 @@ impl Sweep {
         }
         if self.plan.trajectory().iter().any(|pinned| pinned.reads_pairs) {
             let models: Vec<u32> = self.models.keys().copied().collect();
-            models.into_iter().for_each(|model| self.enqueue_trajectories(model));
+            for model in models {
+                self.enqueue_trajectories(model);
+            }
         }
         self.enqueue_joint(None);
     }

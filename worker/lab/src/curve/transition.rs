@@ -199,7 +199,9 @@ impl Transition {
         let [low, high] = &mut self.interval;
         let [before, after] = &mut self.bracket;
         let steps = [&mut self.midpoint, &mut self.onset, &mut self.end, low, high, before, after];
-        steps.into_iter().for_each(|step| *step += since as f64);
+        for step in steps {
+            *step += since as f64;
+        }
         self
     }
 

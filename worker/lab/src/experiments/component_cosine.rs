@@ -68,7 +68,7 @@ impl Experiment for ComponentCosine {
         let last = *steps.last().expect("there is a checkpoint");
         let end = load_checked(checkpoints, last, Self::CARD)?;
         let end = Heads::of(&end.config, &end.weights)?;
-        let shape = [end.n_layers as usize, end.n_heads as usize];
+        let shape = end.shape;
         let (mut qk, mut ov) = (Vec::new(), Vec::new());
         for (index, &step) in steps.iter().enumerate() {
             let here = load_checked(checkpoints, step, Self::CARD)?;
@@ -126,8 +126,8 @@ impl Circuit {
 
 /// Both circuits of all heads of a model.
 struct Heads {
-    n_layers: i64,
-    n_heads: i64,
+    /// Layers, heads of each.
+    shape: [usize; 2],
     qk: Circuit,
     ov: Circuit,
 }
@@ -149,8 +149,7 @@ impl Heads {
             return Err(Error::Unsupported("the model has no attention heads".to_owned()));
         }
         Ok(Self {
-            n_layers: config.n_layers,
-            n_heads: config.n_heads,
+            shape: [config.n_layers as usize, config.n_heads as usize],
             qk: Circuit { left: all("W_Q")?, right: all("W_K")?.transpose(1, 2) },
             ov: Circuit { left: all("W_V")?, right: all("W_O")? },
         })

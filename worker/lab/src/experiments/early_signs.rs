@@ -200,7 +200,9 @@ impl Run {
                 let at = |step: &u64| has(series, *step).map_or(f64::NAN, |at| cell.values[at]);
                 let mut curve: Vec<f64> = steps.iter().map(at).collect();
                 if curve.iter().all(|value| value.is_nan() || *value > 0.0) {
-                    curve.iter_mut().for_each(|value| *value = value.ln());
+                    for value in &mut curve {
+                        *value = value.ln();
+                    }
                 }
                 let cell = if cell.label.is_empty() {
                     (*name).to_owned()

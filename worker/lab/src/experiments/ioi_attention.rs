@@ -104,7 +104,7 @@ fn measure(
     let largest = |heads: &[f64]| heads.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let n_heads = flat_classes.len() / names.len();
     let best = flat_classes.chunks(n_heads).map(largest).collect();
-    cx.metric("class_attention_max", Value::labelled(&names, best))?;
+    cx.metric("class_attention_max", Value::labelled(names, best))?;
     cx.metric(
         "class_attention",
         Value::array(shape(names.len()), flat_classes, labels(names.to_vec())),
