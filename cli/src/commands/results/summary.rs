@@ -77,14 +77,22 @@ pub(in crate::commands) fn summary(mut curves: Vec<Curve>) -> Summary {
     summary
 }
 
+/// Models that have tables of their own for an axis.
+const TABLES_MAX: usize = 4;
+
 /// What reductions found for each place of one named axis (arms, digits, pairs), where that is too much for
-/// a cell: by experiment, model and axis.
+/// a cell: by experiment, model and axis; not of many models, which are a figure's business.
 fn by_place(curves: &[Curve]) -> Vec<(String, Vec<&Curve>)> {
     let mut groups: Vec<(String, Vec<&Curve>)> = Vec::new();
+    let models = |owner: &str| {
+        let mine = curves.iter().filter(|curve| curve.owner() == owner);
+        mine.map(|curve| curve.series.model_index).collect::<HashSet<_>>().len()
+    };
     for curve in curves.iter().filter(|curve| origin(&curve.series) == Origin::Trajectory) {
         let [axis] = curve.series.axes.as_slice() else { continue };
         let size = axis.size as usize;
-        if axis.labels.is_empty() || !(VALUES_MAX + 1..=PLACES_MAX).contains(&size) {
+        let fits = (VALUES_MAX + 1..=PLACES_MAX).contains(&size);
+        if axis.labels.is_empty() || !fits || models(&curve.owner()) > TABLES_MAX {
             continue;
         }
         let heading = format!("{}, {} by {}", curve.owner(), curve.series.model, axis.name);
