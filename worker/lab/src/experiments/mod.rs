@@ -26,6 +26,7 @@ pub mod grokking_phases;
 pub mod grokking_progress;
 pub mod head_detector;
 pub mod head_lifelines;
+pub mod head_similarity;
 pub mod hessian;
 pub mod in_context_learning;
 pub mod induction_heads;
@@ -95,6 +96,7 @@ pub static EXPERIMENTS: &[&dyn AnyExperiment] = &[
     &grokking_progress::GrokkingProgress,
     &head_detector::HeadDetector,
     &head_lifelines::HeadLifelines,
+    &head_similarity::HeadSimilarity,
     &hessian::Hessian,
     &in_context_learning::InContextLearning,
     &induction_heads::InductionHeads,

@@ -2,9 +2,7 @@
 //!
 //! # What it measures
 //! Of the first checkpoint A against the second, B (a base, an earlier one): `relative_norm` `[tensor]`, `|A - B| / |B|`
-//! (Frobenius), and `relative_norm_total` over all parameters; `cosine_total`; `head_cosine` `[layer, head]`, the cosine between all
-//! weights of a head (queries, keys, values, output) in both: of two seeds at their first checkpoint, how alike heads of equal
-//! index began. For every matrix (heads side by side):
+//! (Frobenius), and `relative_norm_total` over all parameters; `cosine_total`. For every matrix (heads side by side):
 //! `effective_rank` of A - B, `exp(H(σ / Σσ))` over its singular values, 0 where nothing changed, and
 //! `subspace_overlap`, `|U_k(A)ᵀ U_k(B)|² / k`, U_k the k leading singular vectors of the shorter side: 1 for equal
 //! subspaces, about k/n for random ones.
@@ -16,7 +14,7 @@
 //! # Source
 //! D40; effective rank: Roy and Vetterli 2007.
 
-use sweep_lens::{Architecture, Config, Device, Kind, Tensor, Weights};
+use sweep_lens::{Device, Kind, Tensor};
 
 use crate::{
     card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
@@ -85,38 +83,9 @@ impl Experiment for WeightDelta {
         cx.metric("relative_norm", Value::labelled(names, relative))?;
         cx.metric("relative_norm_total", quotient(sums[0], sums[2]))?;
         cx.metric("cosine_total", sums[3] / (sums[1] * sums[2]).sqrt())?;
-        if let Some(cosines) = head_cosines(&couple.first.checkpoint.config, a, b)? {
-            cx.metric("head_cosine", Value::from_tensor(&cosines))?;
-        }
         cx.metric("effective_rank", Value::labelled(&matrices, ranks))?;
         cx.metric("subspace_overlap", Value::labelled(matrices, overlaps))
     }
-}
-
-/// Cosine between all weights of each head, f64 `[layer, head]`; none for a model without attention, or with heads
-/// that share keys.
-fn head_cosines(config: &Config, a: &Weights, b: &Weights) -> Result<Option<Tensor>> {
-    let has_heads = config.architecture == Architecture::Transformer && config.n_layers > 0;
-    if !has_heads || config.n_key_value_heads != config.n_heads {
-        return Ok(None);
-    }
-    let layer = |layer: i64| -> Result<Tensor> {
-        let mut sums =
-            [0, 0, 0].map(|_| Tensor::zeros([config.n_heads], (Kind::Double, Device::Cpu)));
-        for part in ["W_Q", "W_K", "W_V", "W_O"] {
-            let name = format!("blocks.{layer}.attn.{part}");
-            let exact = |t: &Tensor| t.to_device(Device::Cpu).to_kind(Kind::Double).flatten(1, -1);
-            let (a, b) = (exact(a.require(&name)?), exact(b.require(&name)?));
-            let dot = |x: &Tensor, y: &Tensor| (x * y).sum_dim_intlist(1, false, Kind::Double);
-            for (sum, value) in sums.iter_mut().zip([dot(&a, &b), dot(&a, &a), dot(&b, &b)]) {
-                *sum += value;
-            }
-        }
-        let [both, first, second] = sums;
-        Ok(both / (first * second).sqrt())
-    };
-    let layers = (0..config.n_layers).map(layer).collect::<Result<Vec<_>>>()?;
-    Ok(Some(Tensor::stack(&layers, 0)))
 }
 
 /// Root of the quotient of two sums of squares; 0 if the first is.
@@ -190,12 +159,6 @@ const METRICS: &[MetricDef] = &[
         doc: "Cosine between all parameters of the two models",
     },
     MetricDef {
-        name: "head_cosine",
-        unit: Unit::Ratio,
-        axes: &[Axis::Layer, Axis::Head],
-        doc: "Cosine between all weights of a head in both models; absent where heads share keys",
-    },
-    MetricDef {
         name: "effective_rank",
         unit: Unit::Dimensionless,
         axes: &[Axis::Tensor],
@@ -247,29 +210,6 @@ mod tests {
         assert!((a.overlap(&b, 2) - 0.5).abs() < 1e-12);
         assert!((a.overlap(&b, 3) - 1.0).abs() < 1e-12);
         assert_eq!(a.overlap(&a, 9), 1.0);
-    }
-
-    #[test]
-    fn heads_are_compared_one_by_one() {
-        let config = Config::toy(1, 4, 2, 7, 5);
-        let parameters = config.parameters().into_iter();
-        let draw = |seed: u64| -> Weights {
-            let normal = |p: &sweep_lens::Parameter| {
-                sweep_lens::init::normal(seed, &p.name, &p.shape, 1.0, Device::Cpu)
-            };
-            parameters.clone().map(|p| (p.name.clone(), normal(&p))).collect()
-        };
-        let (a, mut b) = (draw(1), draw(2));
-        for part in ["W_Q", "W_K", "W_V", "W_O"] {
-            // The second head is the first model's one, twice as large.
-            let name = format!("blocks.0.attn.{part}");
-            let mixed = b.require(&name).unwrap().copy();
-            mixed.get(1).copy_(&(a.require(&name).unwrap().get(1) * 2.0));
-            b.insert(name.as_str(), mixed);
-        }
-        let found = to_vec(&head_cosines(&config, &a, &b).unwrap().unwrap());
-        assert_eq!(found.len(), 2);
-        assert!(found[0].abs() < 0.7 && (found[1] - 1.0).abs() < 1e-12, "{found:?}");
     }
 
     #[test]

@@ -445,6 +445,7 @@ fn joint_experiments_emit_what_they_declare_and_name_who_failed() {
         let mut params = example_params(*experiment);
         match card.name {
             "knockout-delay" => params["metric"] = json!("grokking-progress.test_acc"),
+            "early-signs" => params["outcome"] = json!("grokking-progress.test_acc"),
             "shared-index" => params["metric"] = json!("induction-heads.prefix_matching"),
             _ => (),
         }
