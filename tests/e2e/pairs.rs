@@ -183,3 +183,54 @@ fn senseless_pairs_are_refused_with_line_and_column() {
     refused("pairs: seeds, at: sometimes", &["sweep.yaml:5:", "`at` must be final or all"]);
     assert!(!folder.join(".sweep").exists(), "nothing was started");
 }
+
+/// Protection: a reduction over one model reads the comparison that it names, all of it and nothing of the
+/// other one of the same experiment.
+#[tokio::test]
+async fn a_reduction_reads_the_comparison_that_it_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let of = |pairs: &str| format!("weight-delta[pairs={pairs}].relative_norm_total");
+    let mut spec = json!({
+        "name": "chosen",
+        "models": [{
+            "train": {
+                "recipe": "modular-addition-mlp",
+                "params": { "p": 13, "d_mlp": 32, "lr": 0.003, "steps": 400 },
+            },
+            "checkpoints": { "every": 40 },
+        }],
+        "compare": [
+            { "weight-delta": { "pairs": "consecutive" } },
+            { "weight-delta": { "pairs": "to-final" } },
+        ],
+        "trajectory": [
+            { "phase-transition": { "metric": of("consecutive") } },
+            { "phase-transition": { "metric": of("to-final") } },
+        ],
+    });
+    fs::write(folder.join("sweep.yaml"), spec.to_string()).unwrap();
+    let mut run = local(folder);
+    assert_eq!(run.ended().await.unwrap(), 0, "{}", run.log());
+    let numbers = |name: &str| -> Vec<f64> {
+        let metric = format!("phase-transition.{name}");
+        let found = json_of(folder, &["results", "last", "--metric", &metric]);
+        found["rows"].as_array().unwrap().iter().map(|row| row["value"].as_f64().unwrap()).collect()
+    };
+    assert_eq!(
+        numbers("n_points"),
+        [10.0, 10.0],
+        "ten of the eleven checkpoints have a second one"
+    );
+    let widths = numbers("width_decades");
+    assert!(widths[0] != widths[1], "two curves: {widths:?}");
+
+    spec["trajectory"] = json!([{ "phase-transition": { "metric": "weight-delta.cosine_total" } }]);
+    fs::write(folder.join("both.yaml"), spec.to_string()).unwrap();
+    let output = sweep(folder, &["plan", "both.yaml"]).output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        message.contains("name one: `weight-delta[pairs=consecutive].cosine_total`"),
+        "{message}"
+    );
+}
