@@ -48,6 +48,13 @@ impl Experiment for HeadSimilarity {
 
     fn compare(&self, couple: &Couple<'_>, _params: NoParams, cx: &mut Context<'_>) -> Result<()> {
         let (a, b) = (&couple.first.checkpoint, &couple.second.checkpoint);
+        let shape = |config: &Config| (config.n_layers, config.n_heads);
+        if shape(&a.config) != shape(&b.config) {
+            let ((a_layers, a_heads), (b_layers, b_heads)) = (shape(&a.config), shape(&b.config));
+            return Err(Error::Unsupported(format!(
+                "the models have {a_layers} layers of {a_heads} heads and {b_layers} layers of {b_heads}"
+            )));
+        }
         let similar = similarities(&a.config, (&a.weights, &b.weights))?;
         let (n_layers, n_heads) = (similar.len(), a.config.n_heads as usize);
         let shape = vec![n_layers, n_heads];

@@ -87,6 +87,24 @@ fn comparisons_emit_what_they_declare_the_same_each_time() {
     }
 }
 
+#[test]
+fn heads_of_other_shapes_are_refused() {
+    let of = |n_layers: i64| {
+        let mut params = params_of("induction", 20);
+        params["n_layers"] = json!(n_layers);
+        decode(&trained("induction", &params, 0, 20), 20)
+    };
+    // Either way round: the layers that both have are not compared in silence.
+    for (first, second) in [(2, 3), (3, 2)] {
+        let (first, second) = (of(first), of(second));
+        let mut sink = MemorySink::default();
+        let error = on_pair(find("head-similarity"), &json!({}), &first, &second, &mut sink);
+        let message = error.unwrap_err().to_string();
+        assert!(message.contains("layers of 2 heads and"), "{message}");
+        assert!(sink.metrics.is_empty());
+    }
+}
+
 fn single(sink: &MemorySink, name: &str) -> Vec<f64> {
     sink.metrics[name].values().next().unwrap().data.clone()
 }
