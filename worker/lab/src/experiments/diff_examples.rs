@@ -3,7 +3,7 @@
 //! # What it measures
 //! Both models read the same text; a token's `difference` is its log-probability under the first minus that under the second model. Over all
 //! predicted tokens: `loss_first`, `loss_second`, `mean_difference` (exactly the second loss minus the first) with a
-//! 95 % bootstrap interval over rows (`mean_low`, `mean_high`), `rms`; `quantiles` (of up to 131 072 evenly spread tokens);
+//! 95 % bootstrap interval over rows (`mean_difference_low`, `mean_difference_high`), `rms`; `quantiles` (of up to 131 072 evenly spread tokens);
 //! `gain_survival` and `drop_survival` `[threshold]`, fractions of tokens that the first gives more than that much more or less.
 //! By class of token: `class_share`, `class_difference` (mean), and the share of the class among tokens gained or lost by more than
 //! `margin` over its share of all: `gain_enrichment`, `drop_enrichment` (NaN without such tokens). `gains.jsonl` and `drops.jsonl`
@@ -62,7 +62,7 @@ impl Experiment for DiffExamples {
     type Params = Params;
     const CARD: &'static Card = &Card {
         name: "diff-examples",
-        version: 1,
+        version: 2,
         summary: "Finds the tokens on which two models differ most, and what kind they are",
         source: "Olsson et al. 2022, arXiv 2209.11895 (classes of tokens)",
         stage: Stage::Compare,
@@ -172,8 +172,8 @@ impl Sums {
             sum / count
         });
         let [low, high] = interval(samples.collect());
-        cx.metric("mean_low", low)?;
-        cx.metric("mean_high", high)?;
+        cx.metric("mean_difference_low", low)?;
+        cx.metric("mean_difference_high", high)?;
         cx.metric("rms", (self.squares / n).sqrt())?;
         cx.metric("n_tokens", n)?;
         self.sample.sort_by(f64::total_cmp);
@@ -216,8 +216,13 @@ const METRICS: &[MetricDef] = &[
         &[],
         "Mean log-probability of the first minus the second",
     ),
-    metric("mean_low", Unit::Nats, &[], "Lower end of its 95 % bootstrap interval over rows"),
-    metric("mean_high", Unit::Nats, &[], "Upper end of that interval"),
+    metric(
+        "mean_difference_low",
+        Unit::Nats,
+        &[],
+        "Lower end of its 95 % bootstrap interval over rows",
+    ),
+    metric("mean_difference_high", Unit::Nats, &[], "Upper end of that interval"),
     metric("rms", Unit::Nats, &[], "Root mean square difference"),
     metric("n_tokens", Unit::Count, &[], "Predicted tokens"),
     metric("quantiles", Unit::Nats, &[Axis::Quantile], "Quantiles of the difference"),
@@ -234,7 +239,7 @@ const FIGURES: &[Figure] = &[
         name: "mean-difference",
         title: "Mean log-probability of the first model minus the second",
         kind: FigureKind::Intervals,
-        metrics: &["mean_difference", "mean_low", "mean_high"],
+        metrics: &["mean_difference", "mean_difference_low", "mean_difference_high"],
         log_x: false,
         log_y: false,
     },

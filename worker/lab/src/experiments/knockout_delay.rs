@@ -4,7 +4,7 @@
 //! All models of a sweep, ordered into *arms*: trainings that differ only by their interventions (edits of the initial weights,
 //! auxiliary terms, other seeds). The arm without interventions is the base; each model is compared with the base model of the
 //! same seed, recipe and other parameters. The time is the first step at which `metric` is at `threshold` or beyond it
-//! (`direction`). Per arm: `delay_ratio`, median over seeds of time over the base's time; `delay_low` and `delay_high`, its 95 %
+//! (`direction`). Per arm: `delay_ratio`, median over seeds of time over the base's time; `delay_ratio_low` and `delay_ratio_high`, its 95 %
 //! bootstrap interval over seeds; `never`, the share of models that did not get there by their last step; `final_value`, mean of
 //! the last value; `n_pairs`, models that have a base. A model that never gets there has an infinite ratio, so that
 //! the median stays right while fewer than half of them do. `delays.json` lists every model.
@@ -58,7 +58,7 @@ impl Experiment for KnockoutDelay {
     type Params = Params;
     const CARD: &'static Card = &Card {
         name: "knockout-delay",
-        version: 1,
+        version: 2,
         summary: "Measures how much interventions at the start delay learning, over seeds",
         source: "Frankle and Carbin 2018, arXiv 1803.03635; Nanda et al. 2023, arXiv 2301.05217",
         stage: Stage::Joint(Scope::Sweep),
@@ -220,7 +220,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 const COLUMNS: [&str; 6] =
-    ["delay_ratio", "delay_low", "delay_high", "never", "final_value", "n_pairs"];
+    ["delay_ratio", "delay_ratio_low", "delay_ratio_high", "never", "final_value", "n_pairs"];
 
 const fn of_arm(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
     MetricDef { name, unit, axes: &[Axis::Arm], doc }
@@ -230,8 +230,8 @@ const METRICS: &[MetricDef] = &[
     REPORT[0],
     REPORT[1],
     of_arm("delay_ratio", Unit::Ratio, "Median over seeds of the time over that of the base"),
-    of_arm("delay_low", Unit::Ratio, "Lower end of its 95 % bootstrap interval over seeds"),
-    of_arm("delay_high", Unit::Ratio, "Upper end of that interval"),
+    of_arm("delay_ratio_low", Unit::Ratio, "Lower end of its 95 % bootstrap interval over seeds"),
+    of_arm("delay_ratio_high", Unit::Ratio, "Upper end of that interval"),
     of_arm("never", Unit::Probability, "Models that did not reach the threshold"),
     of_arm("final_value", Unit::Dimensionless, "Mean of the last value, in the metric's unit"),
     of_arm("n_pairs", Unit::Count, "Models with a base that reached the threshold"),
@@ -241,7 +241,7 @@ const FIGURES: &[Figure] = &[Figure {
     name: "delay",
     title: "Delay of each arm against the base",
     kind: FigureKind::Intervals,
-    metrics: &["delay_ratio", "delay_low", "delay_high"],
+    metrics: &["delay_ratio", "delay_ratio_low", "delay_ratio_high"],
     log_x: false,
     log_y: true,
 }];
@@ -304,8 +304,11 @@ mod tests {
         assert_eq!(of("delay_ratio").labels[0].as_ref().unwrap(), &["base", "edit=zero"]);
         // 400/200, 600/400, never.
         assert_eq!(of("delay_ratio").data, [1.0, 2.0]);
-        assert_eq!((of("delay_low").data[0], of("delay_high").data[0]), (1.0, 1.0));
-        assert_eq!((of("delay_low").data[1], of("delay_high").data[1]), (1.5, f64::INFINITY));
+        assert_eq!((of("delay_ratio_low").data[0], of("delay_ratio_high").data[0]), (1.0, 1.0));
+        assert_eq!(
+            (of("delay_ratio_low").data[1], of("delay_ratio_high").data[1]),
+            (1.5, f64::INFINITY)
+        );
         assert!((of("never").data[1] - 1.0 / 3.0).abs() < 1e-15);
         assert!((of("final_value").data[1] - 2.0 / 3.0).abs() < 1e-15);
         assert_eq!(of("n_pairs").data, [3.0, 3.0]);

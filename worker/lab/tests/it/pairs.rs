@@ -160,7 +160,7 @@ fn a_model_against_itself_is_exactly_itself() {
     let base = decode(&trained("induction", &params_of("induction", 20), 4, 20), 20);
     let sink = measured("diff-examples", &json!({}), &base, &base);
     assert_eq!(single(&sink, "loss_first"), single(&sink, "loss_second"));
-    for name in ["mean_difference", "mean_low", "mean_high", "rms"] {
+    for name in ["mean_difference", "mean_difference_low", "mean_difference_high", "rms"] {
         assert_eq!(single(&sink, name), [0.0], "{name}");
     }
     assert!(single(&sink, "gain_survival").iter().all(|share| *share == 0.0));
