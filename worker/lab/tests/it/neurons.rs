@@ -4,7 +4,10 @@
 use std::fs;
 
 use serde_json::{Value as Json, json};
-use sweep_lab::{Class, Couple, MemorySink, Subject, compare, lens::Device};
+use sweep_lab::{
+    Class, Couple, MemorySink, Subject, compare,
+    lens::{Cache, Device, Hook, Kind, Run, Tensor},
+};
 
 use crate::{
     experiments::bits,
@@ -77,6 +80,45 @@ fn neurons_equal_scipy() {
     let sink = solu.run("neuron-stats", &json!({ "tokens": solu.tokens }), None).unwrap();
     let labels = sink.metrics["mean"][&7].labels[0].clone().unwrap();
     assert_eq!(labels, ["post", "mid"]);
+}
+
+/// From the inputs of the neurons, by the definition: x softmax(x), which is `mid`, and its layer norm with weights over the
+/// neurons, which is `post` (Elhage et al. 2022).
+#[test]
+fn solu_neurons_have_their_values_before_and_after_the_norm() {
+    let solu = Fixture::read("neel-solu");
+    let sink = solu.run("neuron-stats", &json!({ "tokens": solu.tokens }), None).unwrap();
+    let rows: Vec<Vec<i64>> = serde_json::from_value(solu.tokens.clone()).unwrap();
+    let tokens = Tensor::from_slice(&rows.concat()).view([rows.len() as i64, -1]);
+    let n_layers = solu.model.config().n_layers;
+    let hooks: Vec<Hook> = (0..n_layers)
+        .map(|layer| format!("blocks.{layer}.mlp.hook_pre").parse().unwrap())
+        .collect();
+    let mut cache = Cache::of(&hooks);
+    let _ = tch::no_grad(|| solu.model.forward(&tokens, &Run::FULL, &mut cache));
+    let mut expected: [Vec<f64>; 2] = Default::default();
+    let mut above: [Vec<f64>; 2] = Default::default();
+    for (layer, hook) in hooks.iter().enumerate() {
+        let pre = cache.get(*hook).unwrap().to_kind(Kind::Double).flatten(0, 1); // [pos, neuron]
+        let mid = &pre * pre.softmax(-1, Kind::Double);
+        let weight = |name: &str| {
+            let name = format!("blocks.{layer}.mlp.ln.{name}");
+            solu.model.weights().require(&name).unwrap().to_kind(Kind::Double)
+        };
+        let centred = &mid - mid.mean_dim(-1, true, Kind::Double);
+        let variance = centred.square().mean_dim(-1, true, Kind::Double);
+        let post = centred / (variance + 1e-5).sqrt() * weight("w") + weight("b");
+        for (site, activation) in [post, mid].iter().enumerate() {
+            let mean = activation.mean_dim(0, false, Kind::Double);
+            let positive = activation.gt(0.0).to_kind(Kind::Double);
+            let frequency = positive.mean_dim(0, false, Kind::Double);
+            expected[site].extend(Vec::<f64>::try_from(mean).unwrap());
+            above[site].extend(Vec::<f64>::try_from(frequency).unwrap());
+        }
+    }
+    near(&sink.metrics["mean"][&7].data, &expected.concat(), 1e-5, "mean");
+    near(&sink.metrics["frequency"][&7].data, &above.concat(), 1e-12, "frequency");
+    assert!(expected[0] != expected[1]);
 }
 
 #[test]
