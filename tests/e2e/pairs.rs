@@ -230,7 +230,7 @@ async fn a_reduction_reads_the_comparison_that_it_names() {
     let output = sweep(folder, &["plan", "both.yaml"]).output().unwrap();
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(
-        message.contains("name one: `weight-delta[pairs=consecutive].cosine_total`"),
+        message.contains("name one, in quotes: `weight-delta[pairs=consecutive].cosine_total`"),
         "{message}"
     );
 }

@@ -50,11 +50,14 @@ fn files_stay_readable() {
 
 #[test]
 fn no_stubs_and_no_silenced_checks() {
-    let bad = ["todo!(", "unimplemented!(", "#[ignore", "#[allow(", "FIXME"];
-    let found = rust_files().into_iter().filter(|(path, _)| path != "tests/tidy/main.rs");
-    let found = found.flat_map(|(path, text)| {
-        let lines =
-            text.lines().enumerate().filter(|(_, line)| bad.iter().any(|word| line.contains(word)));
+    // In two parts, so that this list is none of them.
+    let bad = ["todo!|(", "unimplemented!|(", "#[|ignore", "#[|allow(", "FIX|ME"];
+    let bad = bad.map(|word| word.replace('|', ""));
+    let found = rust_files().into_iter().flat_map(|(path, text)| {
+        let lines = text
+            .lines()
+            .enumerate()
+            .filter(|(_, line)| bad.iter().any(|word| line.contains(word.as_str())));
         lines
             .map(|(number, line)| format!("{path}:{}: {}", number + 1, line.trim()))
             .collect::<Vec<_>>()
@@ -69,12 +72,19 @@ fn no_large_files() {
     none(large.collect(), "no file above 400 KiB");
 }
 
+/// Home folders of any system, and wherever this checkout lies.
 #[test]
 fn no_paths_of_one_machine() {
+    let checkout = fs::canonicalize(root()).unwrap();
+    // A folder at the top (`/src`) is named by relative paths, too.
+    let is_told_apart = checkout.components().count() > 2;
+    let checkout = checkout.join("").display().to_string();
+    let homes = ["root", "home", "Users"].map(|folder| format!("/{folder}/"));
     let found = files().into_iter().filter_map(|path| {
         let text = fs::read_to_string(root().join(&path)).ok()?;
-        let own = path == "tests/tidy/main.rs";
-        (!own && (text.contains("/root/") || text.contains("/work/main"))).then_some(path)
+        let named = homes.iter().any(|home| text.contains(home))
+            || is_told_apart && text.contains(&checkout);
+        named.then_some(path)
     });
     none(found.collect(), "nothing names a folder of a developer's machine");
 }

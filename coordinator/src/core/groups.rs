@@ -1,5 +1,5 @@
 //! Several models looked at together: when trajectory experiments over an entry or over the whole
-//! sweep can run. Main type: [`Group`].
+//! sweep can run, and those that read comparisons. Main type: [`Group`].
 //!
 //! A model has *ended* when its training is at an end and so are all analyses of what it published. A
 //! model that failed does not block its group: the task is told of it. A group in which every
@@ -57,6 +57,17 @@ impl Sweep {
             }
         };
         Some((group, members))
+    }
+
+    /// Whether no comparison is to come.
+    pub fn comparisons_ended(&self) -> bool {
+        let counts = &self.counts()[2];
+        counts.done + counts.failed + counts.skipped == self.plan.totals().compare
+    }
+
+    /// Whether a trajectory task reads comparisons that have not all ended.
+    pub(super) fn lacks_pairs(&self, index: u32) -> bool {
+        self.plan.trajectory()[index as usize].reads_pairs && !self.comparisons_ended()
     }
 
     /// Whether every model of a task's group has ended, and every comparison of the sweep.
@@ -117,5 +128,19 @@ impl Sweep {
             }
         }
         self.queue.trajectory.extend(ready);
+    }
+
+    /// Queues what waited for the last comparison.
+    pub(super) fn enqueue_readers_of_pairs(&mut self) {
+        if !self.comparisons_ended() {
+            return;
+        }
+        if self.plan.trajectory().iter().any(|pinned| pinned.reads_pairs) {
+            let models: Vec<u32> = self.models.keys().copied().collect();
+            for model in models {
+                self.enqueue_trajectories(model);
+            }
+        }
+        self.enqueue_joint(None);
     }
 }

@@ -163,17 +163,6 @@ impl Sweep {
         &mut self.counts[kind_index(kind)]
     }
 
-    /// Whether no comparison is to come.
-    pub fn comparisons_ended(&self) -> bool {
-        let counts = &self.counts[2];
-        counts.done + counts.failed + counts.skipped == self.plan.totals().compare
-    }
-
-    /// Whether a trajectory task reads comparisons that have not all ended.
-    fn lacks_pairs(&self, index: u32) -> bool {
-        self.plan.trajectory()[index as usize].reads_pairs && !self.comparisons_ended()
-    }
-
     /// Whether tasks may be leased.
     pub fn is_running(&self) -> bool {
         self.stop.is_none() && self.ended_at == 0
@@ -348,20 +337,6 @@ impl Sweep {
         } else {
             self.enqueue_joint(self.plan.models().entry_of(task.model));
         }
-    }
-
-    /// Queues what waited for the last comparison.
-    fn enqueue_readers_of_pairs(&mut self) {
-        if !self.comparisons_ended() {
-            return;
-        }
-        if self.plan.trajectory().iter().any(|pinned| pinned.reads_pairs) {
-            let models: Vec<u32> = self.models.keys().copied().collect();
-            for model in models {
-                self.enqueue_trajectories(model);
-            }
-        }
-        self.enqueue_joint(None);
     }
 
     /// Adds a published checkpoint. Returns false when the one that is there stays: it has the
@@ -563,7 +538,7 @@ impl Sweep {
         }
     }
 
-    fn enqueue_trajectories(&mut self, index: u32) {
+    pub(super) fn enqueue_trajectories(&mut self, index: u32) {
         let Some(model) = self.models.get(&index) else { return };
         if self.stop.is_none() && model.is_settled() {
             let cells = (0u32..).zip(&model.trajectory);

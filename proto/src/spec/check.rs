@@ -390,7 +390,7 @@ fn check_metric(text: &str, produced: &[Produced<'_>]) -> Result<(), (String, Op
         owners.len(),
         name.owner
     );
-    Err((message, Some(format!("name one: {}", examples.join(" or ")))))
+    Err((message, Some(format!("name one, in quotes: {}", examples.join(" or ")))))
 }
 
 /// Whether the values of a parameter are names of metrics.

@@ -207,7 +207,7 @@ fn a_metric_means_one_experiment() {
     check(
         with(twice.clone(), json!([]), "grokking-progress.test_loss"),
         "trajectory[0].phase-transition.metric: `grokking-progress.test_loss` means 2 of the 2 \
-         experiments `grokking-progress` that are listed; name one: \
+         experiments `grokking-progress` that are listed; name one, in quotes: \
          `grokking-progress[threshold=].test_loss` or `grokking-progress[threshold=0.5].test_loss`",
     );
     check(with(twice.clone(), json!([]), "grokking-progress[threshold=0.5].test_loss"), "");

@@ -411,6 +411,13 @@ pub(crate) fn neuron_weights(
     Ok((w_in, weights.require(&written)?.shallow_clone()))
 }
 
+/// Median of the finite values; NaN of none.
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
+    values.retain(|value| value.is_finite());
+    values.sort_by(f64::total_cmp);
+    if values.is_empty() { f64::NAN } else { quantile(&values, 0.5) }
+}
+
 #[cfg(test)]
 mod tests {
     use sweep_lens::{Device, init};

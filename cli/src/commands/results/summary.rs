@@ -9,7 +9,7 @@ use sweep_proto::pb;
 use crate::{
     figures::common_prefix,
     format,
-    series::{Curve, Origin, origin},
+    series::{Curve, Origin, is_numeric, origin},
     table::{self, Align},
 };
 
@@ -92,7 +92,9 @@ fn by_place(curves: &[Curve]) -> Vec<(String, Vec<&Curve>)> {
         let [axis] = curve.series.axes.as_slice() else { continue };
         let size = axis.size as usize;
         let fits = (VALUES_MAX + 1..=PLACES_MAX).contains(&size);
-        if axis.labels.is_empty() || !fits || models(&curve.owner()) > TABLES_MAX {
+        // Numbered places (frequencies, positions) are a curve, for a figure.
+        let is_named = !axis.labels.is_empty() && !is_numeric(axis);
+        if !is_named || !fits || models(&curve.owner()) > TABLES_MAX {
             continue;
         }
         let heading = format!("{}, {} by {}", curve.owner(), curve.series.model, axis.name);
@@ -347,6 +349,10 @@ mod tests {
         let text = table.to_string();
         assert!(text.contains("time [steps]") && !text.contains("time_low"), "{text}");
         assert!(text.contains("200 (190 to 210)") && text.contains("not reached"), "{text}");
+        // Frequencies are no names.
+        let mut numbered = curve("time", &time);
+        numbered.series.axes[0].labels = (1..=5).map(|place| place.to_string()).collect();
+        assert!(summary(vec![numbered]).tables.is_empty());
         // A few values stay in one cell.
         let few: Vec<Curve> = [curve("time", &time[..2])].into();
         assert_eq!(summary(few).tables[0].0, "delay");

@@ -23,12 +23,12 @@ use crate::{
     card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
     curve::{
         order::interval,
-        transition::{Known, Options, Transition, quantile},
+        transition::{Known, Options, Transition},
     },
     documents::{Documents, document_params},
     error::Result,
     experiment::{Experiment, Inputs},
-    neurons::{Extremes, Moments, Sites, cosines, jaccard, neuron_weights, places},
+    neurons::{Extremes, Moments, Sites, cosines, jaccard, median, neuron_weights, places},
     params::ParamSet,
     random,
     sink::Context,
@@ -393,11 +393,6 @@ impl Curves {
         let steps: f64 = self.lengths[side][layer].iter().flatten().map(|l| l * l).sum();
         ((squares - steps).max(0.1 * squares) / end.numel() as f64).sqrt()
     }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    if values.is_empty() { f64::NAN } else { quantile(&values, 0.5) }
 }
 
 const SITES: &[Axis] = &[Axis::Site, Axis::Layer, Axis::Neuron];

@@ -18,11 +18,10 @@
 
 use crate::{
     card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
-    curve::transition::quantile,
     documents::{Documents, document_params},
     error::Result,
     experiment::{Analysis, Experiment, Inputs, Subject},
-    neurons::{Extremes, Moments, Sites, cosines, neuron_weights, places},
+    neurons::{Extremes, Moments, Sites, cosines, median, neuron_weights, places},
     params::ParamSet,
     sink::Context,
     value::{Value, to_vec},
@@ -106,12 +105,6 @@ fn measure(
     cx.metric("median_kurtosis", sites.layers(medians))?;
     cx.metric("n_positions", moments[0].n)?;
     emit_weights(subject, sites, cx)
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.retain(|value| value.is_finite());
-    values.sort_by(f64::total_cmp);
-    if values.is_empty() { f64::NAN } else { quantile(&values, 0.5) }
 }
 
 fn emit_weights(subject: &Subject<'_>, sites: &Sites, cx: &mut Context<'_>) -> Result<()> {

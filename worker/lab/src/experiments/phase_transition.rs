@@ -22,8 +22,6 @@
 //! Schaeffer et al. 2023 (choice of metric and scale); standard BIC model comparison. All fits are in the
 //! artifact `fits.json`.
 
-use std::thread;
-
 use serde::Serialize;
 
 use crate::{
@@ -37,7 +35,7 @@ use crate::{
     params::{MetricName, ParamSet, params},
     random,
     sink::Context,
-    trajectory::{Cell, TrajectoryInput},
+    trajectory::TrajectoryInput,
     value::Value,
 };
 
@@ -100,18 +98,15 @@ impl Experiment for PhaseTransition {
             n_bootstrap: params.n_bootstrap as usize,
         };
         let cells = series.cells();
-        let test = |known: &mut Known, cell: &Cell| {
+        let mut known = Known::default();
+        let mut found = Vec::with_capacity(cells.len());
+        for (index, cell) in cells.iter().enumerate() {
             // A stream per cell: results do not depend on which other cells there are.
             let mut rng = random::stream(params.seed, &format!("phase-transition/{}", cell.label));
             let values = &cell.values[before..];
-            let tested = Transition::test_with(known, &steps, values, options, &mut rng);
-            tested.counted_from(params.since)
-        };
-        let n_threads = tch::get_num_threads().max(1) as usize;
-        let mut found = Vec::with_capacity(cells.len());
-        for cells_at_once in cells.chunks(CELLS_PER_THREAD * n_threads) {
-            found.extend(on_threads(cells_at_once, n_threads, &test));
-            cx.progress(found.len() as u64, cells.len() as u64)?;
+            let tested = Transition::test_with(&mut known, &steps, values, options, &mut rng);
+            found.push(tested.counted_from(params.since));
+            cx.progress(index as u64 + 1, cells.len() as u64)?;
         }
         let labels: Vec<&str> = cells.iter().map(|cell| cell.label.as_str()).collect();
         for (name, read) in READ {
@@ -126,30 +121,6 @@ impl Experiment for PhaseTransition {
             .collect();
         cx.json("fits.json", &reports)
     }
-}
-
-/// Curves that a thread tests before progress is told.
-const CELLS_PER_THREAD: usize = 64;
-
-/// Tests cells on as many threads as tensors are computed on, in order.
-fn on_threads(
-    cells: &[Cell],
-    n_threads: usize,
-    test: &(impl Fn(&mut Known, &Cell) -> Transition + Sync),
-) -> Vec<Transition> {
-    let of_thread = |part: &[Cell]| {
-        let mut known = Known::default();
-        part.iter().map(|cell| test(&mut known, cell)).collect::<Vec<_>>()
-    };
-    thread::scope(|scope| {
-        let parts = cells.chunks(cells.len().div_ceil(n_threads).max(1));
-        let threads: Vec<_> = parts.map(|part| scope.spawn(move || of_thread(part))).collect();
-        let done = threads.into_iter().map(|thread| match thread.join() {
-            Ok(found) => found,
-            Err(panic) => std::panic::resume_unwind(panic),
-        });
-        done.flatten().collect()
-    })
 }
 
 #[derive(Serialize)]
