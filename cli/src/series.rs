@@ -181,6 +181,17 @@ pub fn block_size(axes: &[pb::Axis]) -> usize {
     axes.iter().map(|axis| axis.size as usize).product()
 }
 
+/// The second checkpoint's step for each step of a part of a comparison, from the label of its axis
+/// `partner`: `MODEL@STEP`.
+fn second_steps(series: &pb::Series) -> Vec<u64> {
+    let label = series.axes.first().and_then(|axis| axis.labels.first());
+    let step = label.filter(|_| !series.partner.is_empty()).and_then(|label| {
+        let (_, step) = label.rsplit_once('@')?;
+        step.parse().ok()
+    });
+    step.map_or_else(Vec::new, |step| vec![step; series.steps.len()])
+}
+
 fn check_shape(series: &pb::Series) -> Result<()> {
     let mut block: usize = 1;
     for axis in &series.axes {
@@ -282,16 +293,19 @@ pub struct Curve {
     pub series: pb::Series,
     /// Values per step.
     pub block: usize,
+    /// The second checkpoint's step for each step; empty for what is no comparison.
+    pub second_steps: Vec<u64>,
 }
 
 impl Curve {
     fn new(mut series: pb::Series) -> Self {
+        let second_steps = second_steps(&series);
         if !series.partner.is_empty() && !series.axes.is_empty() {
             // The axis only names the second checkpoint, which differs from step to step.
             series.axes.remove(0);
         }
         let block = block_size(&series.axes);
-        Self { series, block }
+        Self { series, block, second_steps }
     }
 
     fn extend(&mut self, part: &pb::Series) {
@@ -299,19 +313,29 @@ impl Curve {
         if block_size(&part.axes) == self.block {
             self.series.steps.extend(&part.steps);
             self.series.values.extend(&part.values);
+            self.second_steps.extend(second_steps(part));
         }
     }
 
     fn sort(&mut self) {
-        if self.series.steps.is_sorted() {
+        let key = |index: usize| (self.series.steps[index], self.second_steps.get(index).copied());
+        let mut order: Vec<usize> = (0..self.series.steps.len()).collect();
+        if order.is_sorted_by_key(|index| key(*index)) {
             return;
         }
-        let mut order: Vec<usize> = (0..self.series.steps.len()).collect();
-        order.sort_by_key(|index| self.series.steps[*index]);
+        order.sort_by_key(|index| key(*index));
+        if !self.second_steps.is_empty() {
+            self.second_steps = order.iter().map(|index| self.second_steps[*index]).collect();
+        }
         let steps = order.iter().map(|index| self.series.steps[*index]).collect();
         let values = order.iter().flat_map(|index| self.values_at(*index).to_vec()).collect();
         self.series.steps = steps;
         self.series.values = values;
+    }
+
+    /// Whether one checkpoint is compared with several others of the same model.
+    pub fn is_between_steps(&self) -> bool {
+        !self.second_steps.is_empty() && self.series.steps.windows(2).any(|pair| pair[0] == pair[1])
     }
 
     /// The values of step number `index`, row-major over the axes.

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Heat maps and paths of one figure; more are not looked at one by one.
-const PANELS_MAX: usize = 24;
+pub(super) const PANELS_MAX: usize = 24;
 
 pub(super) fn heat_maps(spec: &FigureSpec, curves: &[&Curve], names: &Names) -> Option<Figure> {
     let drawable: Vec<&Curve> = curves
@@ -64,102 +64,7 @@ pub(super) fn heat_maps(spec: &FigureSpec, curves: &[&Curve], names: &Names) -> 
     })
 }
 
-/// First against second models at the newest step; a panel per metric and cell.
-pub(super) fn pairs(spec: &FigureSpec, curves: &[&Curve], names: &Names) -> Option<Figure> {
-    let mut models: Vec<&str> = Vec::new();
-    let between: Vec<&Curve> =
-        curves.iter().copied().filter(|curve| !curve.series.partner.is_empty()).collect();
-    let sides = |of: fn(&Curve) -> &str| between.iter().map(move |curve| of(curve));
-    for name in sides(|c| &c.series.model).chain(sides(|c| &c.series.partner)) {
-        if !models.contains(&name) {
-            models.push(name);
-        }
-    }
-    let mut cells: Vec<(&str, String, usize)> = Vec::new();
-    for curve in &between {
-        let metric = curve.series.metric.as_str();
-        if cells.iter().all(|(known, ..)| *known != metric) {
-            let labels = (0..curve.block).map(|cell| (metric, cell_label(curve, cell), cell));
-            cells.extend(labels.take(CELLS_MAX));
-        }
-    }
-    let several_metrics = cells.iter().any(|(metric, ..)| *metric != cells[0].0);
-    let scale = |reversed| Scale::Names {
-        names: models.iter().map(|model| names.short(model)).collect(),
-        reversed,
-    };
-    let edges: Vec<f64> = (0..=models.len()).map(|edge| edge as f64).collect();
-    let side = (300.0 / models.len() as f64).clamp(6.0, 40.0) * models.len() as f64;
-    let panel = |(metric, cell_name, cell): &(&str, String, usize)| {
-        let mut values = vec![f64::NAN; models.len() * models.len()];
-        for curve in between.iter().filter(|curve| curve.series.metric == *metric) {
-            let place = |name: &str| models.iter().position(|model| *model == name);
-            let at = place(&curve.series.model).zip(place(&curve.series.partner));
-            let value = curve.latest().and_then(|(_, values)| values.get(*cell).copied());
-            if let (Some((row, column)), Some(value)) = (at, value) {
-                values[row * models.len() + column] = value;
-            }
-        }
-        let short = words(crate::series::short_name(metric));
-        let title = match (several_metrics, cell_name.is_empty()) {
-            (true, true) => capitalised(&short),
-            (true, false) => format!("{}, {cell_name}", capitalised(&short)),
-            (false, _) => cell_name.clone(),
-        };
-        Panel {
-            title,
-            x: Axis { label: "Second model".to_owned(), scale: scale(false) },
-            y: Axis { label: "First model".to_owned(), scale: scale(true) },
-            content: Content::Cells(Cells {
-                x_edges: edges.clone(),
-                y_edges: edges.clone(),
-                values,
-            }),
-            size: (side, side),
-        }
-    };
-    let mut panels: Vec<Panel> = cells.iter().take(PANELS_MAX).map(panel).collect();
-    let first = *between.first()?;
-    let values: Vec<f64> = panels
-        .iter()
-        .flat_map(|panel| match &panel.content {
-            Content::Cells(cells) => cells.values.clone(),
-            Content::Lines(_) | Content::Paths(_) => Vec::new(),
-        })
-        .collect();
-    let name = if several_metrics { String::new() } else { words(first.short_name()) };
-    let columns = panels.len().min(3);
-    let color_bar =
-        color_bar(capitalised(&with_unit(&name, &first.series.unit)), &values, spec.log_y);
-    say_once(&mut panels, columns);
-    let legend = vec![LegendEntry { label: "not compared".to_owned(), mark: Mark::Missing }];
-    Some(Figure {
-        title: spec.title.clone(),
-        description: String::new(),
-        panels,
-        columns,
-        legend,
-        color_bar: Some(color_bar),
-    })
-}
-
-/// Cells of a metric that are drawn for all pairs.
-const CELLS_MAX: usize = 6;
-
-/// What an entry of a value is called: `train`, `2, 3`; empty for a scalar.
-fn cell_label(curve: &Curve, cell: usize) -> String {
-    let mut rest = cell;
-    let mut parts: Vec<String> = Vec::new();
-    for axis in curve.series.axes.iter().rev() {
-        let size = (axis.size as usize).max(1);
-        parts.push(label(axis, rest % size));
-        rest /= size;
-    }
-    parts.reverse();
-    parts.join(", ")
-}
-
-fn color_bar(label: String, values: &[f64], log: bool) -> ColorBar {
+pub(super) fn color_bar(label: String, values: &[f64], log: bool) -> ColorBar {
     let finite = || values.iter().copied().filter(|value| value.is_finite());
     let (min, max) = finite().fold((f64::INFINITY, f64::NEG_INFINITY), |(min, max), value| {
         (min.min(value), max.max(value))
@@ -243,7 +148,7 @@ fn at_last_step(
 
 /// Cells around the steps, which need not be even. On a logarithmic axis step 0 has a cell before
 /// the others.
-fn step_edges(steps: &[f64], log: bool) -> (Vec<f64>, Scale) {
+pub(super) fn step_edges(steps: &[f64], log: bool) -> (Vec<f64>, Scale) {
     let positive: Vec<f64> = steps.iter().copied().filter(|step| *step > 0.0).collect();
     if log && positive.len() > 1 {
         let logs: Vec<f64> = positive.iter().map(|step| step.ln()).collect();

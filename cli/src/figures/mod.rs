@@ -5,15 +5,20 @@
 //! - `lines`: values over steps.
 //! - `rows`: values of one step (verdicts, boundaries, statistics over seeds), with their intervals.
 //! - `maps`: heat maps and paths.
+//! - `pairs`: comparisons, first × second models or steps.
 //!
 //! Rules: a colour means a metric or a model, never both; where both vary, models get panels of
 //! their own with equal axes; units never share an axis.
 
 mod lines;
 mod maps;
+mod pairs;
 mod rows;
 
-use sweep_proto::{catalog, pb, spec::SweepSpec};
+use sweep_proto::{
+    catalog, pb,
+    spec::{PairSelection, SweepSpec},
+};
 
 use crate::{
     chart::{Figure, Panel},
@@ -36,6 +41,8 @@ pub enum FigureKind {
     HeatMap,
     /// Colours over first and second models.
     Pairs,
+    /// Colours over first and second steps of each model.
+    Steps,
 }
 
 /// What to draw.
@@ -53,6 +60,15 @@ pub struct FigureSpec {
     pub log_x: bool,
     /// Logarithmic values (colours of a heat map).
     pub log_y: bool,
+}
+
+impl FigureSpec {
+    /// The same metrics over the steps of each model.
+    fn over_steps(&self) -> Self {
+        let (stem, title) =
+            (format!("{}-steps", self.stem), format!("{}, step by step", self.title));
+        Self { stem, title, kind: FigureKind::Steps, ..self.clone() }
+    }
 }
 
 /// The figures that the recipes and experiments of a sweep come with.
@@ -92,6 +108,16 @@ pub fn of_sweep(spec: &SweepSpec, known: &pb::Catalog) -> Vec<FigureSpec> {
             add(&experiment.name, &experiment.figures);
         }
     }
+    // Where checkpoints are compared with each other, maps over steps come with it.
+    let over_steps = |figure: &&FigureSpec| {
+        let owner = figure.metrics.first().and_then(|name| name.split('.').next());
+        spec.compare.iter().any(|entry| {
+            entry.pairs == PairSelection::Steps && Some(entry.experiment.name.as_str()) == owner
+        })
+    };
+    let more: Vec<FigureSpec> =
+        figures.iter().filter(over_steps).map(FigureSpec::over_steps).collect();
+    figures.extend(more);
     figures
 }
 
@@ -132,6 +158,11 @@ pub fn of_metrics(curves: &[Curve], log_x: bool, log_y: bool) -> Vec<FigureSpec>
         figures.push(figure(FigureKind::Lines, lines));
     }
     figures.extend(others.into_iter().map(|name| figure(kind(name), vec![name])));
+    let between = curves.iter().filter(|curve| curve.is_between_steps());
+    let mut names: Vec<&str> = between.map(|curve| curve.series.metric.as_str()).collect();
+    names.dedup();
+    let over_steps = names.into_iter().map(|name| figure(FigureKind::Steps, vec![name]));
+    figures.extend(over_steps.map(|figure| figure.over_steps()));
     figures
 }
 
@@ -241,6 +272,7 @@ pub fn draw(spec: &FigureSpec, curves: &[Curve], description: &str) -> Option<Fi
         .iter()
         .flat_map(of_metric)
         .filter(|curve| curve.block > 0 && !curve.series.steps.is_empty())
+        .filter(|curve| curve.is_between_steps() == (spec.kind == FigureKind::Steps))
         .collect();
     if chosen.is_empty() {
         return None;
@@ -258,12 +290,13 @@ pub fn draw(spec: &FigureSpec, curves: &[Curve], description: &str) -> Option<Fi
         _ => Measured::plain(&chosen),
     };
     let mut figure = match spec.kind {
+        FigureKind::Steps => pairs::steps(spec, &chosen, &names),
         FigureKind::Pairs
             if chosen
                 .iter()
                 .any(|curve| between_models(chosen.iter().copied(), &curve.series.metric)) =>
         {
-            maps::pairs(spec, &chosen, &names)
+            pairs::models(spec, &chosen, &names)
         }
         FigureKind::Scatter => maps::paths(spec, &chosen, &names),
         _ if measured.iter().all(|one| one.at_one_step(spec.kind)) => {
@@ -429,6 +462,19 @@ fn words(name: &str) -> String {
             "fve" => "fraction of variance explained",
             "evr" => "explained variance ratio",
             "pc" => "principal component",
+            "diff" => "difference",
+            "attn" => "attention",
+            "resid" => "residual",
+            "cos" => "cosine",
+            "ov" => "OV",
+            "qk" => "QK",
+            "cka" => "CKA",
+            "js" => "Jensen–Shannon divergence",
+            "llc" => "LLC",
+            "mlp" => "MLP",
+            "ioi" => "IOI",
+            "bos" => "BOS",
+            "auroc" => "AUROC",
             other => other,
         })
         .collect();

@@ -31,7 +31,7 @@ fn curve(metric: &str, unit: &str, model: u32, axes: Vec<pb::Axis>, values: Vec<
         partner: String::new(),
         reading: None,
     };
-    Curve { series, block }
+    Curve { series, block, second_steps: Vec::new() }
 }
 
 fn axis(name: &str, size: u32, labels: &[String]) -> pb::Axis {
@@ -216,6 +216,41 @@ fn tensors_are_named_and_missing_cells_are_marked() {
     assert_eq!(figure.legend[0].label, "no value");
     assert!(figure.panels[0].title.is_empty());
     show("tensor-map", &figure);
+}
+
+/// A model's checkpoints 0, 10, … against each other.
+fn between_steps(metric: &str, model: u32, axes: Vec<pb::Axis>) -> Curve {
+    let steps: Vec<u64> = (0..9).map(|i| if i == 0 { 0 } else { 5 << i }).collect();
+    let (mut first, mut second, mut values) = (Vec::new(), Vec::new(), Vec::new());
+    let block = crate::series::block_size(&axes);
+    for (i, a) in steps.iter().enumerate() {
+        for (j, b) in steps.iter().enumerate().take(i) {
+            first.push(*a);
+            second.push(*b);
+            let alike = if (i < 5) == (j < 5) { 0.95 } else { 0.4 };
+            values.extend((0..block).map(|cell| alike - 0.03 * (i - j) as f64 - 0.1 * cell as f64));
+        }
+    }
+    let mut curve = curve(metric, "ratio", model, axes, Vec::new());
+    curve.series.partner = curve.series.model.clone();
+    (curve.series.steps, curve.second_steps, curve.series.values) = (first, second, values);
+    curve
+}
+
+#[test]
+fn checkpoints_against_each_other_are_a_map_of_steps() {
+    let layers = || vec![axis("layer", 2, &[])];
+    let curves = [between_steps("cka.cka", 0, layers()), between_steps("cka.cka", 1, layers())];
+    let by_name = of_metrics(&curves, true, false);
+    assert!(draw(&by_name[0], &curves, "").is_none(), "they are no lines over steps");
+    let figure = draw(&by_name[1], &curves, "").unwrap();
+    assert_eq!(figure.panels.len(), 4, "two models, two layers");
+    assert!(figure.panels[1].title.ends_with("layer 1"), "{}", figure.panels[1].title);
+    let Content::Cells(cells) = &figure.panels[0].content else { panic!("no map") };
+    // Row of step 10 and column of step 0; nothing above the diagonal.
+    assert!((cells.values[9] - 0.92).abs() < 1e-12);
+    assert!(cells.values[1].is_nan() && cells.values[0].is_nan());
+    show("step-step-map", &figure);
 }
 
 #[test]

@@ -28,6 +28,8 @@ pub enum PairSelection {
     Seeds(At),
     /// Every unordered pair of models.
     Models(At),
+    /// Every two checkpoints of one model, the later one first.
+    Steps,
     /// Each checkpoint with the one before it.
     Consecutive,
     /// Each checkpoint with the first one of its model, or with the last one of the model `base`.
@@ -94,6 +96,7 @@ pub struct Pairing {
 enum Kind {
     Seeds(At),
     Models(At),
+    Steps,
     Consecutive,
     ToFirst(At),
     ToBase(CheckpointRef, At),
@@ -132,7 +135,8 @@ impl PairSelection {
     pub const KEYS: [&'static str; 3] = ["pairs", "at", "base"];
 
     /// The words that `pairs` takes.
-    pub const WORDS: [&'static str; 5] = ["seeds", "consecutive", "to-base", "to-final", "models"];
+    pub const WORDS: [&'static str; 6] =
+        ["seeds", "models", "steps", "consecutive", "to-base", "to-final"];
 
     /// Whether each checkpoint is compared with one other at most, so that the results of a model are
     /// a series over its steps.
@@ -149,6 +153,7 @@ impl PairSelection {
         let (pairs, at) = match self {
             Self::Seeds(at) => (json!("seeds"), Some(*at)),
             Self::Models(at) => (json!("models"), Some(*at)),
+            Self::Steps => (json!("steps"), None),
             Self::Consecutive => (json!("consecutive"), None),
             Self::ToBase { at, .. } => (json!("to-base"), Some(*at)),
             Self::ToFinal => (json!("to-final"), None),
@@ -183,6 +188,7 @@ impl PairSelection {
                 }
                 Kind::Models(*at)
             }
+            Self::Steps => Kind::Steps,
             Self::Consecutive => Kind::Consecutive,
             Self::ToBase { base: None, at } => Kind::ToFirst(*at),
             Self::ToBase { base: Some(base), at } => {
@@ -206,7 +212,7 @@ impl PairSelection {
             Self::ToBase { base: Some(_), .. } => {
                 "`pairs: to-base` makes no pairs: the sweep has no model besides the base"
             }
-            Self::Consecutive | Self::ToBase { base: None, .. } | Self::ToFinal => {
+            Self::Steps | Self::Consecutive | Self::ToBase { base: None, .. } | Self::ToFinal => {
                 "no pairs: every model of the sweep has a single checkpoint"
             }
             Self::Listed(..) => "no pairs: the models have no step in common",
@@ -234,6 +240,10 @@ impl Pairing {
                 let steps = steps.map_or(0, <[u64]>::len) as u64;
                 two_of(u64::from(models.len())).saturating_mul(steps)
             }
+            Kind::Steps => sum(&|entry| {
+                let seeds = entry.seeds().len() as u64;
+                entry.sum_over_points(two_of).saturating_mul(seeds)
+            }),
             Kind::ToFirst(At::Final) => sum(&|entry| {
                 let seeds = entry.seeds().len() as u64;
                 entry.sum_over_points(|steps| u64::from(steps > 1)).saturating_mul(seeds)
@@ -258,6 +268,7 @@ impl Pairing {
         match &self.kind {
             Kind::Seeds(_) => models.siblings(model).end.saturating_sub(model + 1),
             Kind::Models(_) => models.len().saturating_sub(model + 1),
+            Kind::Steps => models.steps(model).len().saturating_sub(1) as u32,
             Kind::Consecutive | Kind::ToFirst(_) | Kind::ToBase(..) | Kind::ToFinal => 1,
             Kind::Listed(listed) => listed.by_first.get(&model).map_or(0, |l| l.len() as u32),
         }
@@ -287,6 +298,10 @@ impl Pairing {
                     At::Final => last(other).filter(|_| place + 1 == steps.len()),
                     At::All => Some(CheckpointRef { model: other, step }),
                 }
+            }
+            Kind::Steps => {
+                let earlier = (index as usize) < place;
+                earlier.then(|| CheckpointRef { model, step: steps[index as usize] })
             }
             Kind::Consecutive => Some(CheckpointRef { model, step: steps[place.checked_sub(1)?] }),
             Kind::ToFirst(at) => (place > 0 && at.picks(steps, step))
@@ -341,6 +356,17 @@ impl Pairing {
                         };
                         as_first(first, at.model - other - 1, Some(at));
                     }
+                }
+            }
+            Kind::Steps => {
+                let steps = models.steps(at.model);
+                let Ok(place) = steps.binary_search(&at.step) else { return };
+                for index in 0..place {
+                    as_first(at, index as u32, None);
+                }
+                for &step in &steps[place + 1..] {
+                    let later = CheckpointRef { model: at.model, step };
+                    as_first(later, place as u32, Some(at));
                 }
             }
             Kind::Consecutive | Kind::ToFirst(_) | Kind::ToFinal => {

@@ -328,7 +328,7 @@ mod tests {
             task: Some(task),
             ..Default::default()
         };
-        Curve { block: values.len(), series }
+        Curve { block: values.len(), series, second_steps: Vec::new() }
     }
 
     #[test]

@@ -38,7 +38,7 @@ impl Decoder {
             return None;
         };
         let word = at.value.as_str();
-        let takes_at = !matches!(word, Some("consecutive" | "to-final"));
+        let takes_at = !matches!(word, Some("steps" | "consecutive" | "to-final"));
         let steps = match params.key("at") {
             None => None,
             Some(at) if !takes_at => {
@@ -64,6 +64,7 @@ impl Decoder {
         match word {
             Some("seeds") => Some(PairSelection::Seeds(last)),
             Some("models") => Some(PairSelection::Models(last)),
+            Some("steps") => Some(PairSelection::Steps),
             Some("consecutive") => Some(PairSelection::Consecutive),
             Some("to-final") => Some(PairSelection::ToFinal),
             Some("to-base") => {

@@ -95,6 +95,7 @@ fn selections_mean_what_they_say() {
         "m0@200-m1@200 m0@200-m2@200 m1@200-m2@200"
     );
     let one = trained(1);
+    assert_eq!(shown(&one, &json!({ "pairs": "steps" })), "m0@100-m0@0 m0@200-m0@0 m0@200-m0@100");
     assert_eq!(shown(&one, &json!({ "pairs": "consecutive" })), "m0@100-m0@0 m0@200-m0@100");
     assert_eq!(shown(&one, &json!({ "pairs": "to-base" })), "m0@100-m0@0 m0@200-m0@0");
     assert_eq!(shown(&one, &json!({ "pairs": "to-base", "at": "final" })), "m0@200-m0@0");
@@ -141,6 +142,8 @@ fn senseless_selections_are_refused_where_they_are_written() {
     check(&one, json!({ "pairs": "models" }), "the sweep has a single model");
     let last = json!([{ "train": { "recipe": "r" }, "checkpoints": "final" }]);
     check(&last, json!({ "pairs": "consecutive" }), "every model of the sweep has a single");
+    check(&last, json!({ "pairs": "steps" }), "every model of the sweep has a single");
+    check(&two, json!({ "pairs": "steps", "at": "all" }), "`at` is not for `pairs: steps`");
     check(
         &two,
         json!({ "pairs": "to-base", "base": "r-sed1" }),
@@ -198,6 +201,7 @@ fn selection() -> impl Strategy<Value = Value> {
     let pairs = proptest::collection::btree_set((end.clone(), end), 1..6);
     prop_oneof![
         (word, at.clone()).prop_map(|(word, at)| json!({ "pairs": word, "at": at })),
+        Just(json!({ "pairs": "steps" })),
         Just(json!({ "pairs": "consecutive" })),
         Just(json!({ "pairs": "to-final" })),
         Just(json!({ "pairs": "to-base", "base": "r-lr=0.2-seed1" })),
