@@ -14,6 +14,7 @@ use std::{
     env, fs,
     io::{self, BufRead},
     path::{Path, PathBuf},
+    thread,
     time::Instant,
 };
 
@@ -40,6 +41,12 @@ enum Request {
 }
 
 fn main() -> Result<()> {
+    // As in a worker: the C library gives other threads memory in other ways than the first one.
+    let serving = thread::spawn(serve);
+    serving.join().map_err(|_| Error::Input("the thread panicked".to_owned()))?
+}
+
+fn serve() -> Result<()> {
     let folder = env::args().nth(1).map(PathBuf::from);
     let folder = folder.ok_or_else(|| Error::Input("expected a folder".to_owned()))?;
     let begun = Instant::now();
@@ -106,16 +113,24 @@ fn seconds_computed() -> f64 {
     text.split(' ').next().and_then(|nanos| nanos.parse::<f64>().ok()).unwrap_or(f64::NAN) / 1e9
 }
 
-/// Floating-point operations per second of a matrix product, the best of a few.
+/// Floating-point operations per second of a matrix product, the best of a few, by the faster one of the libraries that
+/// libtorch has: the BLAS, and oneDNN's convolutions of one pixel.
 fn flops([m, k, n]: [i64; 3]) -> f64 {
     let options = (Kind::Float, Device::Cpu);
     let (a, b) = (Tensor::rand([m, k], options), Tensor::rand([k, n], options));
     let is_single = tch::get_num_threads() == 1;
-    let once = || {
+    let pixels = a.view([1, m, 1, k]).permute([0, 3, 1, 2]);
+    let kernels = b.transpose(0, 1).contiguous().view([n, k, 1, 1]);
+    let once = |by_convolution: bool| {
         let (begun, computed) = (Instant::now(), seconds_computed());
-        drop(a.matmul(&b));
+        if by_convolution {
+            let none: Option<Tensor> = None;
+            drop(pixels.mkldnn_convolution(&kernels, none, [0i64, 0], [1i64, 1], [1i64, 1], 1));
+        } else {
+            drop(a.matmul(&b));
+        }
         if is_single { seconds_computed() - computed } else { begun.elapsed().as_secs_f64() }
     };
-    let best = (0..5).map(|_| once()).fold(f64::INFINITY, f64::min);
+    let best = (0..10).map(|turn| once(turn % 2 == 0)).fold(f64::INFINITY, f64::min);
     2.0 * (m * k * n) as f64 / best
 }

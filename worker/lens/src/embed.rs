@@ -108,4 +108,10 @@ impl Unembed {
     pub(crate) fn forward(&self, resid: &Tensor) -> Tensor {
         affine(resid, &self.w_u, self.b_u.as_ref())
     }
+
+    /// The same for the entries `first` to `first + length` of the vocabulary.
+    pub(crate) fn columns(&self, resid: &Tensor, first: i64, length: i64) -> Tensor {
+        let b_u = self.b_u.as_ref().map(|b_u| b_u.narrow(-1, first, length));
+        affine(resid, &self.w_u.narrow(-1, first, length), b_u.as_ref())
+    }
 }

@@ -182,6 +182,20 @@ impl Transformer {
         }
     }
 
+    /// The entries `first` to `first + length` of what [`Transformer::unembed`] gives.
+    ///
+    /// # Shapes
+    /// `[(n_models,) …, d_model]` to `[(n_models,) …, length]`; nothing for a perceptron.
+    ///
+    /// # Panics
+    /// When the vocabulary has no such entries.
+    pub fn unembed_columns(&self, normalized: &Tensor, first: i64, length: i64) -> Option<Tensor> {
+        match &self.network {
+            Network::Transformer(parts) => Some(parts.unembed.columns(normalized, first, length)),
+            Network::Mlp(_) => None,
+        }
+    }
+
     /// Applies the final norm to a residual stream: what the model would unembed if it ended there.
     ///
     /// # Shapes
