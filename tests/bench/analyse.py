@@ -11,7 +11,8 @@ On a busy machine run it with OMP_NUM_THREADS=1: then processor time counts, on 
 - set    induction-heads, head-detector, attention-stats, per-token-loss
 - all    the set with in-context-learning, copying and composition; in TransformerLens all_composition_scores, and
          an experiment that reads other tokens takes a pass of its own there too
-- floor  floating-point operations of the set's one pass, divided by the best measured rate of its own matrix products
+- floor  floating-point operations of the set's one pass, divided by the measured rate of matrix products of its shapes, the
+         better one of the BLAS' and oneDNN's
 """
 
 import importlib.metadata
@@ -42,8 +43,10 @@ GOAL_FLOOR = 1.25
 
 class Ours:
     def __init__(self, binary, folder):
-        # As the worker runs (worker/src/huge_pages.rs).
-        environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+        # As the worker runs (worker/src/allocator.rs).
+        settings = {"hugetlb": 1, "arena_max": 1, "mmap_threshold": 1 << 26, "trim_threshold": 1 << 29}
+        tunables = ":".join(f"glibc.malloc.{name}={value}" for name, value in settings.items())
+        environment = {**os.environ, "GLIBC_TUNABLES": tunables}
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.process = subprocess.Popen([binary, folder], env=environment, **pipes)
         self.load_seconds = json.loads(self.process.stdout.readline())["load_seconds"]
@@ -173,7 +176,7 @@ def floor(ours, config):
     attention = config.n_layer * 4 * n * T * d
     unembedding = 2 * n * d * vocabulary
     in_blocks = rate(n, d, d_mlp)
-    total = (block + attention) / in_blocks + unembedding / rate(330, d, vocabulary)
+    total = (block + attention) / in_blocks + unembedding / rate(n, d, 1024)
     return total, (block + attention + unembedding) / total
 
 

@@ -4,9 +4,9 @@ use std::{io, process::ExitCode};
 
 use clap::Parser;
 use sweep_worker::{
-    agent, catalog,
+    agent, allocator, catalog,
     config::{Cli, Command, LogFormat},
-    failure, huge_pages,
+    failure,
 };
 
 fn main() -> ExitCode {
@@ -25,8 +25,8 @@ fn main() -> ExitCode {
                 LogFormat::Text => log.init(),
                 LogFormat::Json => log.json().init(),
             }
-            if let Err(error) = huge_pages::ensure() {
-                tracing::debug!(%error, "no huge pages");
+            if let Err(error) = allocator::ensure() {
+                tracing::debug!(%error, "memory as the C library likes");
             }
             // object_store and tonic share rustls; one provider for both.
             let _ = rustls::crypto::ring::default_provider().install_default();
