@@ -333,7 +333,7 @@ impl Curve {
         self.series.values = values;
     }
 
-    /// Whether one checkpoint is compared with several others of the same model.
+    /// Whether one checkpoint is compared with several others of one model.
     pub fn is_between_steps(&self) -> bool {
         !self.second_steps.is_empty() && self.series.steps.windows(2).any(|pair| pair[0] == pair[1])
     }

@@ -34,37 +34,44 @@ pub(super) fn heat_maps(spec: &FigureSpec, curves: &[&Curve], names: &Names) -> 
             _ => return None,
         });
     }
-    let first = *drawable.first()?;
-    let values = || {
-        panels.iter().flat_map(|panel| match &panel.content {
+    Some(figure(spec, panels, columns, &drawable, "no value"))
+}
+
+/// Maps that share one bar of colours; `missing` says what has none.
+pub(super) fn figure(
+    spec: &FigureSpec,
+    mut panels: Vec<Panel>,
+    columns: usize,
+    curves: &[&Curve],
+    missing: &str,
+) -> Figure {
+    let values: Vec<f64> = panels
+        .iter()
+        .flat_map(|panel| match &panel.content {
             Content::Cells(cells) => cells.values.as_slice(),
             Content::Lines(_) | Content::Paths(_) => &[],
         })
-    };
-    let missing = values().any(|value| !value.is_finite());
-    let name = if several_metrics { String::new() } else { words(first.short_name()) };
-    let color_bar = color_bar(
-        capitalised(&with_unit(&name, &first.series.unit)),
-        &values().copied().collect::<Vec<f64>>(),
-        spec.log_y,
-    );
+        .copied()
+        .collect();
+    let several_metrics = curves.iter().any(|curve| curve.series.metric != curves[0].series.metric);
+    let name = if several_metrics { String::new() } else { words(curves[0].short_name()) };
+    let label = capitalised(&with_unit(&name, &curves[0].series.unit));
+    let is_missing = values.iter().any(|value| !value.is_finite());
     say_once(&mut panels, columns);
-    let legend = if missing {
-        vec![LegendEntry { label: "no value".to_owned(), mark: Mark::Missing }]
-    } else {
-        Vec::new()
-    };
-    Some(Figure {
+    Figure {
         title: spec.title.clone(),
         description: String::new(),
         panels,
         columns,
-        legend,
-        color_bar: Some(color_bar),
-    })
+        legend: is_missing
+            .then(|| LegendEntry { label: missing.to_owned(), mark: Mark::Missing })
+            .into_iter()
+            .collect(),
+        color_bar: Some(color_bar(label, &values, spec.log_y)),
+    }
 }
 
-pub(super) fn color_bar(label: String, values: &[f64], log: bool) -> ColorBar {
+fn color_bar(label: String, values: &[f64], log: bool) -> ColorBar {
     let finite = || values.iter().copied().filter(|value| value.is_finite());
     let (min, max) = finite().fold((f64::INFINITY, f64::NEG_INFINITY), |(min, max), value| {
         (min.min(value), max.max(value))

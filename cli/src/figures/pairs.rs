@@ -2,11 +2,11 @@
 
 use super::{
     FigureSpec, Names, capitalised,
-    maps::{PANELS_MAX, color_bar, step_edges},
-    say_once, with_unit, words,
+    maps::{self, PANELS_MAX, step_edges},
+    words,
 };
 use crate::{
-    chart::{Axis, Cells, Content, Figure, LegendEntry, Mark, Panel, scale::Scale},
+    chart::{Axis, Cells, Content, Figure, Panel, scale::Scale},
     series::{Curve, label},
 };
 
@@ -64,24 +64,13 @@ pub(super) fn models(spec: &FigureSpec, curves: &[&Curve], names: &Names) -> Opt
             size: (side, side),
         }
     };
-    let mut panels: Vec<Panel> = cells.iter().take(PANELS_MAX).map(panel).collect();
-    let first = *between.first()?;
-    let values = values_of(&panels);
-    let name = if several_metrics { String::new() } else { words(first.short_name()) };
+    let panels: Vec<Panel> = cells.iter().take(PANELS_MAX).map(panel).collect();
     let columns = panels.len().min(3);
-    let color_bar =
-        color_bar(capitalised(&with_unit(&name, &first.series.unit)), &values, spec.log_y);
-    say_once(&mut panels, columns);
-    let legend = vec![LegendEntry { label: "not compared".to_owned(), mark: Mark::Missing }];
-    Some(Figure {
-        title: spec.title.clone(),
-        description: String::new(),
-        panels,
-        columns,
-        legend,
-        color_bar: Some(color_bar),
-    })
+    (!between.is_empty()).then(|| maps::figure(spec, panels, columns, &between, NOT_COMPARED))
 }
+
+/// What a place without a value means.
+const NOT_COMPARED: &str = "not compared";
 
 /// Cells of a metric that are drawn for all pairs.
 const CELLS_MAX: usize = 6;
@@ -108,18 +97,7 @@ pub(super) fn steps(spec: &FigureSpec, curves: &[&Curve], names: &Names) -> Opti
     }
     panels.truncate(PANELS_MAX);
     let columns = panels.len().min(if panels.len() == 4 { 2 } else { 3 });
-    let values = values_of(&panels);
-    let name = if several_metrics { String::new() } else { words(first.short_name()) };
-    let bar = color_bar(capitalised(&with_unit(&name, &first.series.unit)), &values, spec.log_y);
-    say_once(&mut panels, columns);
-    Some(Figure {
-        title: spec.title.clone(),
-        description: String::new(),
-        panels,
-        columns,
-        legend: vec![LegendEntry { label: "not compared".to_owned(), mark: Mark::Missing }],
-        color_bar: Some(bar),
-    })
+    Some(maps::figure(spec, panels, columns, curves, NOT_COMPARED))
 }
 
 fn step_by_step(curve: &Curve, cell: usize, title: String, log: bool) -> Panel {
@@ -144,15 +122,6 @@ fn step_by_step(curve: &Curve, cell: usize, title: String, log: bool) -> Panel {
         content: Content::Cells(Cells { x_edges: edges.clone(), y_edges: edges.clone(), values }),
         size: (240.0, 240.0),
     }
-}
-
-/// The values of all maps.
-fn values_of(panels: &[Panel]) -> Vec<f64> {
-    let values = panels.iter().flat_map(|panel| match &panel.content {
-        Content::Cells(cells) => cells.values.as_slice(),
-        Content::Lines(_) | Content::Paths(_) => &[],
-    });
-    values.copied().collect()
 }
 
 /// What an entry of a value is called: `train`, `2, 3`; empty for a scalar.

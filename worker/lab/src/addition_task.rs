@@ -7,7 +7,7 @@
 use sweep_lens::{Device, Kind, Run, Tensor, Transformer};
 
 use crate::{
-    card::{Axis, Figure, FigureKind, MetricDef, Unit},
+    card::{Axis, Figure, FigureKind, MetricDef, Unit, scalar},
     data::addition::{N_SUB_TASKS, Sums},
     modular::nll,
 };
@@ -125,10 +125,6 @@ impl Probe {
             }),
         }
     }
-}
-
-const fn scalar(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[], doc }
 }
 
 const fn digit(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {

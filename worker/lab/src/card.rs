@@ -143,6 +143,11 @@ pub struct MetricDef {
     pub doc: &'static str,
 }
 
+/// A metric that is one number per step.
+pub(crate) const fn scalar(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
+    MetricDef { name, unit, axes: &[], doc }
+}
+
 /// What an axis of a metric counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Axis {

@@ -103,8 +103,11 @@ impl Readout<'_> {
         next: Option<&Tensor>,
     ) -> (Vec<(i64, Tensor)>, Option<Tensor>) {
         let d_vocab_out = self.model.config().d_vocab_out;
-        let mut losses: Vec<(i64, Streamed)> =
-            self.widths.iter().map(|width| (*width, Streamed::default())).collect();
+        let mut losses: Vec<(i64, Tensor, Streamed)> = Vec::new();
+        for &width in &self.widths {
+            let targets = next.expect("made where losses are wanted").clamp_max(width - 1);
+            losses.push((width, targets, Streamed::default()));
+        }
         let mut logits = Vec::new();
         let mut first = 0;
         while first < d_vocab_out {
@@ -112,11 +115,10 @@ impl Readout<'_> {
             let part = self.model.unembed_columns(rows, first, length);
             // A perceptron's logits are there already.
             let part = part.unwrap_or_else(|| rows.narrow(1, first, length)); // [row, length]
-            for (width, loss) in &mut losses {
-                let next = next.expect("made where losses are wanted").clamp_max(*width - 1);
+            for (width, targets, loss) in &mut losses {
                 if *width > first {
                     let within = part.narrow(1, 0, length.min(*width - first));
-                    loss.add(&within, &(next - first));
+                    loss.add(&within, &(&*targets - first));
                 }
             }
             if self.wants_logits {
@@ -124,7 +126,7 @@ impl Readout<'_> {
             }
             first += length;
         }
-        let losses = losses.into_iter().map(|(width, loss)| (width, loss.finish())).collect();
+        let losses = losses.into_iter().map(|(width, _, loss)| (width, loss.finish())).collect();
         (losses, self.wants_logits.then(|| Tensor::cat(&logits, 1)))
     }
 }

@@ -26,7 +26,7 @@
 use sweep_lens::{Hook, Kind, Normalization, Tensor};
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, scalar},
     error::{Error, Result},
     experiment::{Analysis, Experiment, Inputs, Observer, Subject},
     params::{ParamSet, params},
@@ -176,10 +176,6 @@ impl Observer for Pairs<'_> {
         cx.metric("rotary", rotary)?;
         cx.metric("prepend_bos", f64::from(u8::from(prepend_bos)))
     }
-}
-
-const fn scalar(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[], doc }
 }
 
 const fn of_pairs(name: &'static str, doc: &'static str) -> MetricDef {

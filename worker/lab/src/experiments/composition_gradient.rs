@@ -19,7 +19,7 @@
 use sweep_lens::{Kind, Run, Tensor, Transformer, Weights};
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, scalar},
     error::{Error, Result},
     experiment::{Analysis, Experiment, Inputs, Subject},
     params::{ParamSet, params},
@@ -196,10 +196,6 @@ impl Descent {
         cx.metric("gradient_norm", gradient)?;
         cx.metric("induction_loss", self.loss)
     }
-}
-
-const fn scalar(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[], doc }
 }
 
 const fn of_pairs(name: &'static str, doc: &'static str) -> MetricDef {

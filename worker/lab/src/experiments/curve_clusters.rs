@@ -30,7 +30,7 @@
 use rand::Rng;
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, scalar},
     curve::{
         cloud::Cloud,
         cluster::{Clustering, Distances, k_means, standardised},
@@ -329,10 +329,6 @@ fn describe(
         // 0 / 0 without draws, or without a curve to copy.
         if found.fits.is_some() { n_called as f64 / params.n_null as f64 } else { f64::NAN },
     ]
-}
-
-const fn scalar(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[], doc }
 }
 
 const fn of_cluster(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {

@@ -24,7 +24,7 @@
 use sweep_lens::{Device, Kind, Tensor};
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Scope, Stage, Unit},
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Scope, Stage, Unit, scalar},
     cohort::{Cohort, MemberSeries, REPORT},
     curve::{
         least_squares::affine,
@@ -396,10 +396,6 @@ fn r2_of_all(later: &[(&Vec<f64>, f64)], ridge: f64) -> f64 {
 
 const fn of_sign_metric(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
     MetricDef { name, unit, axes: &[Axis::Predictor], doc }
-}
-
-const fn scalar(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[], doc }
 }
 
 const METRICS: &[MetricDef] = &[

@@ -29,7 +29,7 @@ use sweep_lens::{
 };
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, scalar},
     error::{Error, Result},
     experiment::{Experiment, Inputs},
     fourier::Basis,
@@ -338,10 +338,6 @@ fn emit_times(
         cx.metric(name, value)?;
     }
     Ok(())
-}
-
-const fn scalar(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[], doc }
 }
 
 const METRICS: &[MetricDef] = &[

@@ -23,7 +23,7 @@ use serde::Serialize;
 use sweep_lens::{Kind, Tensor, Transformer};
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, scalar},
     curve::order::spearman,
     error::Result,
     experiment::{Experiment, Inputs},
@@ -228,10 +228,6 @@ fn gradient_norms(model: &Transformer, measurer: &Measurer) -> Result<Vec<f64>> 
     let gradient = Tensor::run_backward(&[loss], &[embedding], false, false);
     let rows = gradient[0].narrow(0, 0, pairs.p).to_kind(Kind::Double);
     Ok(to_vec(&measurer.basis.norms(&rows)))
-}
-
-const fn scalar(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[], doc }
 }
 
 const fn frequency(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {

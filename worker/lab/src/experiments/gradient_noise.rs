@@ -17,7 +17,7 @@
 use sweep_lens::{Kind, Tensor};
 
 use crate::{
-    card::{Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, scalar},
     error::Result,
     experiment::{Analysis, Experiment, Inputs, Subject},
     params::ParamSet,
@@ -148,10 +148,6 @@ impl Norms {
         cx.metric("resolved", f64::from(u8::from(resolved)))?;
         cx.metric("batch", batch)
     }
-}
-
-const fn scalar(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[], doc }
 }
 
 const METRICS: &[MetricDef] = &[

@@ -22,7 +22,7 @@
 use sweep_lens::Transformer;
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, scalar},
     curve::least_squares::affine,
     error::Result,
     experiment::{Experiment, Inputs},
@@ -183,10 +183,6 @@ fn judge(
     };
     let counts = (0..PREDICTORS.len()).map(count).collect();
     cx.metric("n_predictions", Value::labelled(PREDICTORS, counts))
-}
-
-const fn scalar(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[], doc }
 }
 
 const fn predictor(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {

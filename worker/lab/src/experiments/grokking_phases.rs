@@ -23,7 +23,7 @@
 use sweep_lens::Transformer;
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, scalar},
     curve::least_squares::{BrokenLine, broken_line},
     error::Result,
     experiment::{Experiment, Inputs},
@@ -216,10 +216,6 @@ fn steepest(window: &[Point]) -> Option<f64> {
     };
     let pairs = window.windows(2);
     pairs.min_by(|a, b| slope(a).total_cmp(&slope(b))).map(|pair| pair[1].step)
-}
-
-const fn scalar(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[], doc }
 }
 
 const METRICS: &[MetricDef] = &[

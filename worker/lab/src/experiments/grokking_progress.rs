@@ -24,7 +24,7 @@
 use sweep_lens::{Hook, Tensor, Weights};
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, scalar},
     error::{Error, Result},
     experiment::{Analysis, Experiment, Inputs, Observer, Subject},
     modular,
@@ -166,10 +166,6 @@ fn emit_sums_of_squares(weights: &Weights, cx: &mut Context<'_>) -> Result<()> {
         weights.iter().map(|(_, w)| to_vec(&w.to_kind(kind).square().sum(kind))[0]).collect();
     cx.metric("sum_squared_weights", sums.iter().sum::<f64>())?;
     cx.metric("sum_squared_weights_tensor", Value::labelled(weights.names(), sums))
-}
-
-const fn scalar(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[], doc }
 }
 
 const fn frequency(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {

@@ -18,7 +18,7 @@
 use sweep_lens::{Device, Kind, Tensor, init};
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, scalar},
     error::{Error, Result},
     experiment::{Analysis, Experiment, Inputs, Subject},
     params::ParamSet,
@@ -173,10 +173,6 @@ fn emit(
     cx.metric("trace_error", (variance / n).sqrt())?;
     cx.metric("trace_per_parameter", mean / dimension as f64)?;
     cx.metric("n_parameters", dimension as f64)
-}
-
-const fn scalar(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[], doc }
 }
 
 const METRICS: &[MetricDef] = &[

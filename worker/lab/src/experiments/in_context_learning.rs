@@ -20,7 +20,7 @@
 use sweep_lens::{Hook, Kind, Tensor};
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, scalar},
     error::{Error, Result},
     experiment::{Analysis, Experiment, Inputs, Observer, Subject},
     params::{ParamSet, params},
@@ -186,10 +186,6 @@ fn slope(by_index: &[f64], first: usize, end: usize) -> f64 {
         (xy + (point.0 - x) * (point.1 - y), xx + (point.0 - x).powi(2))
     });
     xy / xx
-}
-
-const fn scalar(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[], doc }
 }
 
 const METRICS: &[MetricDef] = &[

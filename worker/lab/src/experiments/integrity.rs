@@ -25,7 +25,7 @@ use serde::Serialize;
 use sweep_lens::{Kind, Weights, tensor_file};
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, scalar},
     error::Result,
     experiment::{Analysis, Experiment, Inputs, Subject},
     integrity::compare::{Pair, Sketcher, Sums, relative, sums},
@@ -241,10 +241,6 @@ fn dtype_name(kind: Kind) -> &'static str {
 
 const fn per_tensor(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
     MetricDef { name, unit, axes: &[Axis::Tensor], doc }
-}
-
-const fn scalar(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[], doc }
 }
 
 const METRICS: &[MetricDef] = &[

@@ -27,7 +27,7 @@
 //! Defects seen in published checkpoints (EleutherAI/pythia #83, #205, #206, #202; allenai/OLMo #915).
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, scalar},
     error::Result,
     experiment::{Experiment, Inputs},
     integrity::{
@@ -170,10 +170,6 @@ fn exact(
         cx.progress(done as u64 + 1, steps.len() as u64)?;
     }
     Ok(found)
-}
-
-const fn scalar(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[], doc }
 }
 
 const METRICS: &[MetricDef] = &[

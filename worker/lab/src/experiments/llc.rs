@@ -20,7 +20,7 @@ use serde_json::json;
 use sweep_lens::{Kind, Tensor, init};
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, scalar},
     error::{Error, Result},
     experiment::{Analysis, Experiment, Inputs, Subject},
     params::ParamSet,
@@ -163,10 +163,6 @@ fn emit(params: &Params, chains: &[Trace], cx: &mut Context<'_>) -> Result<()> {
         "traces.json",
         &json!({ "burn_in": params.burn_in, "loss": losses(0), "init_loss": losses(1) }),
     )
-}
-
-const fn scalar(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[], doc }
 }
 
 const METRICS: &[MetricDef] = &[

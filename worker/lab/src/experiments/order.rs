@@ -24,7 +24,7 @@
 use rand::Rng;
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Scope, Stage, Unit},
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Scope, Stage, Unit, scalar},
     cohort::{Cohort, REPORT},
     curve::{
         order::{Agreement, interval},
@@ -331,10 +331,6 @@ const fn of_cells(name: &'static str, doc: &'static str) -> MetricDef {
 
 const fn rank(name: &'static str, doc: &'static str) -> MetricDef {
     MetricDef { name, unit: Unit::Count, axes: &[Axis::Cell], doc }
-}
-
-const fn scalar(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[], doc }
 }
 
 const METRICS: &[MetricDef] = &[

@@ -19,7 +19,7 @@
 use sweep_lens::{Kind, Run, Tensor, Transformer};
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, scalar},
     compare::Couple,
     curve::order::interval,
     error::{Error, Result},
@@ -243,11 +243,6 @@ impl Moments {
     fn rms(&self) -> f64 {
         (self.differences / self.n).sqrt()
     }
-}
-
-const fn scalar(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    const NONE: &[Axis] = &[];
-    MetricDef { name, unit, axes: NONE, doc }
 }
 
 const METRICS: &[MetricDef] = &[

@@ -27,7 +27,7 @@
 use serde::Serialize;
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Scope, Stage, Unit},
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Scope, Stage, Unit, scalar},
     cohort::{Cohort, REPORT},
     curve::order::interval,
     error::{Error, Result},
@@ -251,10 +251,6 @@ fn random_mrr(n_models: usize, n_pairs: usize, params: &Params) -> Vec<f64> {
         .collect();
     null.sort_by(f64::total_cmp);
     null
-}
-
-const fn scalar(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[], doc }
 }
 
 const fn predictor(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {

@@ -20,7 +20,7 @@
 //! Michaud, Liu, Girit, Tegmark 2023, arXiv 2303.13506; sigmoid test as in `phase-transition`.
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, scalar},
     curve::{
         abruptness::abruptness,
         fit::{Fits, Model, Points},
@@ -251,10 +251,6 @@ const CELLS: &[(&str, Read)] = &[
 
 const fn cell(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
     MetricDef { name, unit, axes: &[Axis::Cell], doc }
-}
-
-const fn scalar(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[], doc }
 }
 
 const METRICS: &[MetricDef] = &[

@@ -30,7 +30,7 @@ use sweep_lens::{Architecture, Device, Kind, Run, Tensor, Transformer, checkpoin
 
 use super::quanta::Quantum;
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, scalar},
     cluster::{adjusted_rand, spectral},
     curve::transition::quantile,
     error::{Error, Result},
@@ -447,10 +447,6 @@ fn emit_steps(groups: &[Quantum], control: &[Quantum], cx: &mut Context<'_>) -> 
 
 const fn of_cluster(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
     MetricDef { name, unit, axes: &[Axis::Cluster], doc }
-}
-
-const fn scalar(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[], doc }
 }
 
 const METRICS: &[MetricDef] = &[

@@ -27,7 +27,7 @@ use sweep_lens::{Architecture, Hook, Hooks, Kind, Run, Site, Tensor, Transformer
 
 use super::mode_connectivity::curve_value;
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, scalar},
     compare::Couple,
     error::Result,
     experiment::{Experiment, Inputs, Subject},
@@ -244,10 +244,6 @@ const fn split(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
 
 const fn curve(name: &'static str, doc: &'static str) -> MetricDef {
     MetricDef { name, unit: Unit::Nats, axes: &[Axis::Split, Axis::Point], doc }
-}
-
-const fn scalar(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[], doc }
 }
 
 const fn confusion(name: &'static str, doc: &'static str) -> MetricDef {

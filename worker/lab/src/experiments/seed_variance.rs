@@ -20,7 +20,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Scope, Stage, Unit},
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Scope, Stage, Unit, scalar},
     cohort::{Cohort, REPORT},
     curve::order::interval,
     error::{Error, Result},
@@ -195,11 +195,6 @@ impl Variances {
     fn item(&self) -> f64 {
         (self.between - self.within) / self.n_seeds
     }
-}
-
-const fn scalar(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    const NONE: &[Axis] = &[];
-    MetricDef { name, unit, axes: NONE, doc }
 }
 
 const METRICS: &[MetricDef] = &[

@@ -21,7 +21,7 @@
 use sweep_lens::{Config, Device, Hook, Kind, Positional, Tensor};
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, scalar},
     error::{Error, Result},
     experiment::{Analysis, Experiment, Inputs, Observer, Subject},
     params::{ParamSet, params},
@@ -329,10 +329,6 @@ impl Observer for Translation {
         cx.metric("n_words", n_words as f64)?;
         cx.metric("prepend_bos", f64::from(u8::from(prepend_bos)))
     }
-}
-
-const fn scalar(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[], doc }
 }
 
 const fn of_head(name: &'static str, doc: &'static str) -> MetricDef {

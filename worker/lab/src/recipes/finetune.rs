@@ -19,7 +19,7 @@ use serde_json::{Map, Value as Json};
 use sweep_lens::{Config, Device, Kind, Tensor, Transformer, Weights};
 
 use crate::{
-    card::{Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, scalar},
     error::{Error, Result},
     experiment::TokenSet,
     interventions::{self, UnitKind},
@@ -267,10 +267,6 @@ impl Objective for TwoTasks {
             ("accuracy_second", named(&second, &ACCURACY)),
         ]
     }
-}
-
-const fn scalar(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[], doc }
 }
 
 const METRICS: &[MetricDef] = &[

@@ -21,7 +21,7 @@ use sweep_lens::{
 };
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, scalar},
     error::{Error, Result},
     experiment::TokenSet,
     optimizer::{AdamWConfig, Rule, Schedule, SgdConfig},
@@ -287,10 +287,6 @@ impl Objective for Factorisation {
             ),
         ]
     }
-}
-
-const fn scalar(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[], doc }
 }
 
 const METRICS: &[MetricDef] = &[
