@@ -1,5 +1,5 @@
 # Each target is what a person would type. `make demo` and `make test` need nothing else before them.
-.PHONY: demo build test setup catalog lint bench-analyse bench-load bench-train clean
+.PHONY: demo build test setup catalog lint bench-analyse bench-curves bench-load bench-train clean
 
 SWEEP = $(or $(CARGO_TARGET_DIR),target)/release/sweep
 
@@ -41,6 +41,10 @@ bench-train: setup $(BENCH_PYTHON) ## Training of 1, 8 and 32 seeds beside PyTor
 bench-analyse: setup $(BENCH_PYTHON) ## Analyses of attention heads beside TransformerLens and the cost of matrix products
 	cargo build --release -p sweep-lab --example analyse_speed --locked
 	$(BENCH_PYTHON) tests/bench/analyse.py .bench/gpt2-small/safetensors $(ANALYSE_SPEED)
+
+bench-curves: setup $(BENCH_PYTHON) ## The sigmoid test of many curves beside scipy
+	cargo build --release -p sweep-lab --example curves_speed --locked
+	$(BENCH_PYTHON) tests/bench/curves.py $(or $(CARGO_TARGET_DIR),target)/release/examples/curves_speed
 
 .bench/venv/bin/python:
 	python3 -m venv .bench/venv

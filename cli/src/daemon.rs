@@ -28,15 +28,6 @@ const START_PATIENCE: Duration = Duration::from_mins(1);
 /// How much of the end of a log is looked at for the last messages.
 const LOG_TAIL_BYTES: u64 = 16 << 10;
 
-/// glibc returns large blocks to the kernel as soon as they are freed, and a training frees and takes
-/// the same tensors at every step. Keeping them saves about a tenth of its time (page faults). The
-/// user's own settings win.
-const ALLOCATOR: [(&str, &str); 3] = [
-    ("MALLOC_MMAP_THRESHOLD_", "268435456"),
-    ("MALLOC_TRIM_THRESHOLD_", "536870912"),
-    ("MALLOC_TOP_PAD_", "67108864"),
-];
-
 /// A log that has grown beyond this starts anew; the old one is kept beside it.
 const LOG_MAX_BYTES: u64 = 16 << 20;
 
@@ -92,11 +83,6 @@ impl Daemon {
         let mut command = program("sweep-worker", programs.worker.as_deref())?;
         command.args(["run", "--coordinator", url, "--cache"]).arg(dir.join("worker"));
         command.arg("--exit-when-orphaned").args(options).stdout(Stdio::null());
-        for (name, value) in ALLOCATOR {
-            if std::env::var_os(name).is_none() {
-                command.env(name, value);
-            }
-        }
         Self::spawn("worker", command, dir)
     }
 
@@ -323,7 +309,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_worker_stands_apart_ends_with_us_and_gets_allocator_settings() {
+    async fn a_worker_stands_apart_and_ends_with_us() {
         let dir = tempfile::tempdir().unwrap();
         let body = "echo \"$@\" > \"$5/arguments\"\n\
                     echo $$ `cut -d' ' -f5 /proc/$$/stat` > \"$5/group\"\n\
@@ -338,10 +324,6 @@ mod tests {
         assert!(wait_until(Duration::from_secs(10), || written().contains("NO_COLOR=1")).await);
         let arguments = fs::read_to_string(folder.join("arguments")).unwrap();
         assert!(arguments.ends_with(" --exit-when-orphaned --slots 2\n"), "{arguments}");
-        for (name, value) in ALLOCATOR {
-            let value = std::env::var(name).unwrap_or_else(|_| value.to_owned());
-            assert!(written().lines().any(|line| line == format!("{name}={value}")), "{name}");
-        }
         // Ctrl-C in our terminal is not for it.
         let group = fs::read_to_string(folder.join("group")).unwrap();
         let (own, group) = group.trim().split_once(' ').unwrap();

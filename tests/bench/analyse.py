@@ -43,12 +43,8 @@ GOAL_FLOOR = 1.25
 
 class Ours:
     def __init__(self, binary, folder):
-        # As the worker runs (worker/src/allocator.rs).
-        settings = {"hugetlb": 1, "arena_max": 1, "mmap_threshold": 1 << 26, "trim_threshold": 1 << 29}
-        tunables = ":".join(f"glibc.malloc.{name}={value}" for name, value in settings.items())
-        environment = {**os.environ, "GLIBC_TUNABLES": tunables}
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.process = subprocess.Popen([binary, folder], env=environment, **pipes)
+        self.process = subprocess.Popen([binary, folder], **pipes)
         self.load_seconds = json.loads(self.process.stdout.readline())["load_seconds"]
 
     def ask(self, request):

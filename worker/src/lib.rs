@@ -11,7 +11,7 @@
 //!   out. [`loading`]: a checkpoint onto the device. [`memory`]: what may be allocated.
 //! - [`deliver`]: sinks that turn what the lab emits into records and uploads.
 //! - [`artifacts`]: the object store.
-//! - [`catalog`]: what this build can run. [`failure`]: errors → what the scheduler acts on. [`allocator`]: how memory is asked for.
+//! - [`catalog`]: what this build can run. [`failure`]: errors → what the scheduler acts on.
 //!
 //! # Invariants
 //! - Every result goes through the spool; nothing is sent for a lease that is not alive.
@@ -20,7 +20,6 @@
 //! - A training's state reaches the coordinator after the metrics before it.
 
 pub mod agent;
-pub mod allocator;
 pub mod analyse;
 pub mod artifacts;
 pub mod catalog;

@@ -4,10 +4,14 @@ use std::{io, process::ExitCode};
 
 use clap::Parser;
 use sweep_worker::{
-    agent, allocator, catalog,
+    agent, catalog,
     config::{Cli, Command, LogFormat},
     failure,
 };
+
+/// Serves libtorch too. Threads that train side by side wait for each other in the C library's allocator.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     match Cli::parse().command {
@@ -24,9 +28,6 @@ fn main() -> ExitCode {
             match config.log_format {
                 LogFormat::Text => log.init(),
                 LogFormat::Json => log.json().init(),
-            }
-            if let Err(error) = allocator::ensure() {
-                tracing::debug!(%error, "memory as the C library likes");
             }
             // object_store and tonic share rustls; one provider for both.
             let _ = rustls::crypto::ring::default_provider().install_default();

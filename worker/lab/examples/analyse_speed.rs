@@ -14,7 +14,6 @@ use std::{
     env, fs,
     io::{self, BufRead},
     path::{Path, PathBuf},
-    thread,
     time::Instant,
 };
 
@@ -41,12 +40,6 @@ enum Request {
 }
 
 fn main() -> Result<()> {
-    // As in a worker: the C library gives other threads memory in other ways than the first one.
-    let serving = thread::spawn(serve);
-    serving.join().map_err(|_| Error::Input("the thread panicked".to_owned()))?
-}
-
-fn serve() -> Result<()> {
     let folder = env::args().nth(1).map(PathBuf::from);
     let folder = folder.ok_or_else(|| Error::Input("expected a folder".to_owned()))?;
     let begun = Instant::now();
@@ -106,6 +99,10 @@ fn run(jobs: &[Job], subject: &Subject<'_>) -> Result<Json> {
     }
     Ok(json!({ "seconds": seconds, "cpu_seconds": cpu_seconds, "metrics": metrics }))
 }
+
+/// As in the worker.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Seconds that this thread has computed, by the Linux scheduler: other work on the machine does not count.
 fn seconds_computed() -> f64 {

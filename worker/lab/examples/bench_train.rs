@@ -14,6 +14,10 @@ use sweep_lab::{
     train,
 };
 
+/// As in the worker.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Updates that are not measured.
 const WARM_UP: u64 = 5;
 

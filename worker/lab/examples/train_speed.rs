@@ -11,6 +11,10 @@ use sweep_lab::{
     AnyRecipe, CheckpointPlan, Error, RECIPES, Signal, TrainSink, Value, lens::Device, train,
 };
 
+/// As in the worker.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Drops everything.
 struct Drop;
 

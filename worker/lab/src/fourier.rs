@@ -112,7 +112,7 @@ impl Basis {
         let (p, n) = (self.p, activations.size()[1]);
         let centred = activations.to_kind(Kind::Double);
         let centred = &centred - centred.mean_dim(&[0i64][..], true, Kind::Double);
-        let along_a = self.rows.matmul(&centred.view([p, p * n])).view([p, p, n]);
+        let along_a = self.rows.matmul(&centred.reshape([p, p * n])).view([p, p, n]);
         let along_b =
             self.rows.matmul(&along_a.transpose(0, 1).reshape([p, p * n])).view([p, p, n]);
         let energy = along_b.square();

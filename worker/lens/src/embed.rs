@@ -8,7 +8,7 @@ use crate::{
     error::Result,
     hook::Hook,
     hooks::{self, Hooks},
-    linear::affine,
+    linear::{affine, readout},
     weights::Weights,
 };
 
@@ -106,7 +106,7 @@ impl Unembed {
 
     /// Maps `[(n_models,) batch, pos, d_model]` to `[(n_models,) batch, pos, d_vocab_out]`.
     pub(crate) fn forward(&self, resid: &Tensor) -> Tensor {
-        affine(resid, &self.w_u, self.b_u.as_ref())
+        readout(resid, &self.w_u, self.b_u.as_ref())
     }
 
     /// The same for the entries `first` to `first + length` of the vocabulary.

@@ -13,7 +13,7 @@ use crate::{
     error::Result,
     hook::{Hook, Site},
     hooks::{self, Hooks},
-    linear::{affine, broadcast},
+    linear::{affine, broadcast, readout},
     model::Run,
     norm::NormLayer,
     weights::Weights,
@@ -100,7 +100,7 @@ impl Perceptron {
             return x;
         }
         let (w, b) = &self.maps[n_hidden];
-        affine(&x, w, b.as_ref())
+        readout(&x, w, b.as_ref())
     }
 
     /// Whether so few inputs are active that adding rows of the first map is faster than a product with it.
@@ -118,8 +118,12 @@ impl Perceptron {
         let table =
             Tensor::cat(&[w, &Tensor::zeros(&nothing, (w.kind(), w.device()))], rows as i64);
         let column = |place| {
-            let axes = Axes { pos: 1, ..axes };
-            look_up(&table, &tokens.narrow(-1, place, 1), axes)
+            let column = tokens.narrow(-1, place, 1);
+            match axes.n_models {
+                // The gradient of a selection takes half the time of an embedding's.
+                None => table.index_select(0, &column.flatten(0, -1)).unsqueeze(1),
+                Some(_) => look_up(&table, &column, Axes { pos: 1, ..axes }),
+            }
         };
         let mut sum = column(0);
         for place in 1..axes.pos {

@@ -9,15 +9,43 @@ use super::fit::Points;
 /// Largest change within any window of a tenth of the x range, over the total range of `y`; the
 /// curve between checkpoints is taken as straight. NaN for a constant curve.
 pub fn abruptness(points: Points<'_>) -> f64 {
-    let window = 0.1 * points.x_range();
-    let last = points.x[points.x.len() - 1];
-    // A piecewise linear curve changes most over a window that starts or ends at a knot.
-    let starts = points.x.iter().flat_map(|&x| [x, x - window]);
-    let largest = starts
-        .filter(|&start| start >= points.x[0] && start + window <= last)
-        .map(|start| (interpolate(points, start + window) - interpolate(points, start)).abs())
-        .fold(0.0, f64::max);
-    largest / points.y_range()
+    Windows::new(points.x).abruptness(points.y)
+}
+
+/// Where the windows of [`abruptness`] begin and end, for many curves over the same abscissae.
+pub(super) struct Windows(Vec<[Place; 2]>);
+
+/// Between the points `next - 1` and `next`.
+#[derive(Clone, Copy)]
+struct Place {
+    next: usize,
+    fraction: f64,
+}
+
+impl Windows {
+    pub(super) fn new(x: &[f64]) -> Self {
+        let last = x[x.len() - 1];
+        let window = 0.1 * (last - x[0]);
+        let place = |at: f64| {
+            let next = x.partition_point(|&knot| knot < at).clamp(1, x.len() - 1);
+            Place { next, fraction: (at - x[next - 1]) / (x[next] - x[next - 1]) }
+        };
+        // A piecewise linear curve changes most over a window that starts or ends at a knot.
+        let starts = x.iter().flat_map(|&x| [x, x - window]);
+        let within = starts.filter(|&start| start >= x[0] && start + window <= last);
+        Self(within.map(|start| [place(start), place(start + window)]).collect())
+    }
+
+    pub(super) fn abruptness(&self, y: &[f64]) -> f64 {
+        let value =
+            |Place { next, fraction }: Place| y[next - 1] + (y[next] - y[next - 1]) * fraction;
+        let changes = self.0.iter().map(|[start, end]| (value(*end) - value(*start)).abs());
+        let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
+        for &y in y {
+            (low, high) = (low.min(y), high.max(y));
+        }
+        changes.fold(0.0, f64::max) / (high - low)
+    }
 }
 
 /// Steepest slope between neighbouring checkpoints against that of a straight line over the range:
@@ -52,13 +80,6 @@ fn pool(y: &[f64]) -> Vec<f64> {
         }
     }
     blocks.into_iter().flat_map(|(mean, n)| std::iter::repeat_n(mean, n)).collect()
-}
-
-fn interpolate(points: Points<'_>, x: f64) -> f64 {
-    let next = points.x.partition_point(|&knot| knot < x).clamp(1, points.x.len() - 1);
-    let (x0, x1) = (points.x[next - 1], points.x[next]);
-    let (y0, y1) = (points.y[next - 1], points.y[next]);
-    y0 + (y1 - y0) * (x - x0) / (x1 - x0)
 }
 
 #[cfg(test)]

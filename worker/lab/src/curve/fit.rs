@@ -9,7 +9,7 @@
 
 use serde::Serialize;
 
-use super::least_squares::{Curve, affine, levenberg_marquardt};
+use super::least_squares::{Curve, Effort, affine, levenberg_marquardt};
 
 /// A curve model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -159,39 +159,51 @@ pub fn logistic(x: f64, x0: f64, w: f64) -> f64 {
 }
 
 /// Sum of logistics on a constant, with `x0` inside the data and `w` in a sane range.
-pub(super) struct Logistics {
+struct Logistics {
     x_min: f64,
     x_max: f64,
 }
 
 impl Logistics {
-    pub(super) fn new(points: Points<'_>) -> Self {
+    fn new(points: Points<'_>) -> Self {
         Self { x_min: points.x[0], x_max: points.x[points.x.len() - 1] }
     }
 }
 
-impl Curve for Logistics {
-    fn value(&self, parameters: &[f64], x: f64, gradient: &mut [f64]) -> f64 {
-        gradient[0] = 1.0;
-        let mut value = parameters[0];
-        for (l, g) in parameters[1..].chunks(3).zip(gradient[1..].chunks_mut(3)) {
-            let w = l[2].exp();
-            let s = logistic(x, l[1], w);
-            let slope = l[0] * s * (1.0 - s);
-            g[0] = s;
-            g[1] = -slope / w;
-            g[2] = -slope * (x - l[1]) / w;
-            value += l[0] * s;
+/// The logistic `start` (parameters of M3) refined on a curve that differs little from the one it was fitted to.
+pub(super) fn refined(start: &Fit, points: Points<'_>) -> [f64; 4] {
+    let start = std::array::from_fn(|i| start.parameters[i]);
+    let curve = Logistics::new(points);
+    levenberg_marquardt(&curve, points.x, points.y, &start, Effort::RESAMPLED).0
+}
+
+impl<const K: usize> Curve<K> for Logistics {
+    fn at(&self, parameters: &[f64; K]) -> impl Fn(f64, &mut [f64; K]) -> f64 {
+        let p = *parameters;
+        let per_width = p.map(|ln_w| (-ln_w).exp());
+        move |x, gradient| {
+            gradient[0] = 1.0;
+            let mut value = p[0];
+            for l in (1..K).step_by(3) {
+                let (height, per_width) = (p[l], per_width[l + 2]);
+                let z = (x - p[l + 1]) * per_width;
+                let s = 1.0 / (1.0 + (-z).exp());
+                let slope = height * s * (1.0 - s);
+                gradient[l] = s;
+                gradient[l + 1] = -slope * per_width;
+                gradient[l + 2] = -slope * z;
+                value += height * s;
+            }
+            value
         }
-        value
     }
 
-    fn clamp(&self, parameters: &mut [f64]) {
+    fn clamp(&self, parameters: &mut [f64; K]) {
         let range = self.x_max - self.x_min;
-        for l in parameters[1..].chunks_mut(3) {
-            l[1] = l[1].clamp(self.x_min, self.x_max);
+        for l in (1..K).step_by(3) {
+            parameters[l + 1] = parameters[l + 1].clamp(self.x_min, self.x_max);
             // Narrower than a thousandth of the range, the curve is a step between two points.
-            l[2] = l[2].clamp((1e-3 * range).ln(), range.ln());
+            parameters[l + 2] = parameters[l + 2].clamp((1e-3 * range).ln(), range.ln());
         }
     }
 }
@@ -316,8 +328,7 @@ impl Design {
     }
 
     fn logistic(&self, points: Points<'_>) -> Fit {
-        let starts = self.starts(points.y, 4).into_iter().map(|start| start.to_vec());
-        best_of(Model::Logistic, starts, points)
+        best_of(Model::Logistic, self.starts(points.y, 4), points)
     }
 
     /// Starts: the best pairs of columns, for which constant and both heights are a linear problem.
@@ -340,13 +351,13 @@ impl Design {
             }
         }
         pairs.sort_by(|a, b| b.0.total_cmp(&a.0));
-        let mut starts: Vec<Vec<f64>> = Vec::new();
+        let mut starts: Vec<[f64; 7]> = Vec::new();
         for (_, i, j, a, b) in pairs {
             let (one, two) = (columns[i], columns[j]);
             if starts.iter().all(|start| start[2] != one.x0 || start[5] != two.x0) {
                 let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
                 let c = mean(points.y) - a * mean(&one.values) - b * mean(&two.values);
-                starts.push(vec![c, a, one.x0, one.ln_w, b, two.x0, two.ln_w]);
+                starts.push([c, a, one.x0, one.ln_w, b, two.x0, two.ln_w]);
             }
             if starts.len() == 8 {
                 break;
@@ -354,8 +365,8 @@ impl Design {
         }
         // A step at the first or last point leaves no pair; a second logistic of height 0 is one logistic.
         let single = self.starts(points.y, 1).into_iter();
-        starts.extend(single.map(|s| [s.as_slice(), &[0.0, s[2], s[3]]].concat()));
-        best_of(Model::TwoLogistics, starts.into_iter(), points)
+        starts.extend(single.map(|[c, a, x0, ln_w]| [c, a, x0, ln_w, 0.0, x0, ln_w]));
+        best_of(Model::TwoLogistics, starts, points)
     }
 
     /// BIC advantage of the logistic when errors are AR(1) from point to point.
@@ -463,17 +474,19 @@ fn whiten(values: &[f64], rho: f64) -> Vec<f64> {
 }
 
 /// A few iterations from every start, then the two most promising to the end.
-fn best_of(model: Model, starts: impl Iterator<Item = Vec<f64>>, points: Points<'_>) -> Fit {
+fn best_of<const K: usize>(model: Model, starts: Vec<[f64; K]>, points: Points<'_>) -> Fit {
     let curve = Logistics::new(points);
-    let descend = |start: &[f64], n| levenberg_marquardt(&curve, points.x, points.y, start, n);
-    let mut fits: Vec<(Vec<f64>, f64)> = starts.map(|start| descend(&start, 10)).collect();
+    let descend = |start: &[f64; K], n| {
+        levenberg_marquardt(&curve, points.x, points.y, start, Effort::exact(n))
+    };
+    let mut fits: Vec<_> = starts.iter().map(|start| descend(start, 10)).collect();
     fits.sort_by(|a, b| a.1.total_cmp(&b.1));
     let (parameters, rss) = fits[..fits.len().min(2)]
         .iter()
         .map(|fit| descend(&fit.0, 200))
         .min_by(|a, b| a.1.total_cmp(&b.1))
         .expect("a curve of eight or more points has at least one start");
-    Fit::new(model, parameters, rss, &points)
+    Fit::new(model, parameters.to_vec(), rss, &points)
 }
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
 //! Small dense least squares: two-column linear fits in closed form, and Levenberg-Marquardt with
 //! an analytic Jacobian for up to a handful of parameters.
 //!
-//! Main items: [`affine`], [`two_columns`], [`levenberg_marquardt`]. No allocation grows with
-//! anything but the number of points.
+//! Main items: [`affine`], [`two_columns`], [`levenberg_marquardt`], which allocates nothing.
 
 /// Intercept, slope and residual sum of squares of `y ≈ a + b f`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -72,116 +71,155 @@ pub fn broken_line(x: &[f64], y: &[f64], knot: f64) -> BrokenLine {
     BrokenLine { change_of_slope: fit.b, rss: fit.rss }
 }
 
-/// A model with analytic derivatives: value at `x`, partial derivatives into `gradient`.
-pub trait Curve {
-    /// Value at `x`; writes ∂value/∂parameter into `gradient`.
-    fn value(&self, parameters: &[f64], x: f64, gradient: &mut [f64]) -> f64;
+/// A model of K parameters with analytic derivatives.
+pub trait Curve<const K: usize> {
+    /// The curve with these parameters: gives its value at a place and writes ∂value/∂parameter.
+    fn at(&self, parameters: &[f64; K]) -> impl Fn(f64, &mut [f64; K]) -> f64;
     /// Forces parameters into the admissible region.
-    fn clamp(&self, parameters: &mut [f64]);
+    fn clamp(&self, parameters: &mut [f64; K]);
+}
+
+/// How far a descent goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Effort {
+    /// Most iterations.
+    pub iterations: usize,
+    /// Ends when an iteration takes less than this share off the residual sum of squares.
+    pub tolerance: f64,
+}
+
+impl Effort {
+    /// To the end, within so many iterations.
+    pub const fn exact(iterations: usize) -> Self {
+        Self { iterations, tolerance: 1e-12 }
+    }
+
+    /// For one of many resampled curves, which differ by much more.
+    pub const RESAMPLED: Self = Self { iterations: 30, tolerance: 1e-8 };
 }
 
 /// Minimises the squared residuals from `start`; returns parameters and their residual sum of squares,
 /// never worse than the start.
-pub fn levenberg_marquardt<C: Curve>(
+pub fn levenberg_marquardt<const K: usize, C: Curve<K>>(
     curve: &C,
     x: &[f64],
     y: &[f64],
-    start: &[f64],
-    max_iterations: usize,
-) -> (Vec<f64>, f64) {
-    let k = start.len();
-    let mut best = start.to_vec();
+    start: &[f64; K],
+    effort: Effort,
+) -> ([f64; K], f64) {
+    let mut best = *start;
     curve.clamp(&mut best);
-    let mut gradient = vec![0.0; k];
-    let residuals = |parameters: &[f64], gradient: &mut [f64]| -> f64 {
-        x.iter().zip(y).map(|(&x, &y)| (y - curve.value(parameters, x, gradient)).powi(2)).sum()
-    };
-    let mut rss = residuals(&best, &mut gradient);
+    let mut system = System::new(curve, &best, x, y);
     let mut damping = 1e-3;
-    for _ in 0..max_iterations {
-        let mut normal = vec![0.0; k * k];
-        let mut right = vec![0.0; k];
-        for (&x, &y) in x.iter().zip(y) {
-            let residual = y - curve.value(&best, x, &mut gradient);
-            for i in 0..k {
-                right[i] += gradient[i] * residual;
-                for j in 0..=i {
-                    normal[i * k + j] += gradient[i] * gradient[j];
-                }
-            }
-        }
-        for i in 0..k {
+    for _ in 0..effort.iterations {
+        for i in 0..K {
             // A parameter at its bound that wants to leave would spoil the step of all the others.
-            if is_blocked(curve, &best, i, right[i]) {
-                for j in 0..k {
-                    normal[i.max(j) * k + i.min(j)] = f64::from(u8::from(i == j));
+            if is_blocked(curve, &best, i, system.right[i]) {
+                for j in 0..K {
+                    system.normal[i.max(j)][i.min(j)] = f64::from(u8::from(i == j));
                 }
-                right[i] = 0.0;
+                system.right[i] = 0.0;
             }
         }
-        let before = rss;
+        let before = system.rss;
         // Raise the damping until a step helps.
         while damping < 1e12 {
-            let mut damped = normal.clone();
-            for i in 0..k {
-                damped[i * k + i] += damping * normal[i * k + i].max(1e-12);
+            let mut damped = system.normal;
+            for (i, row) in damped.iter_mut().enumerate() {
+                row[i] += damping * system.normal[i][i].max(1e-12);
             }
-            let Some(step) = solve_cholesky(&mut damped, &right) else {
+            let Some(step) = solve_cholesky(&mut damped, &system.right) else {
                 damping *= 10.0;
                 continue;
             };
-            let mut candidate: Vec<f64> = best.iter().zip(&step).map(|(p, s)| p + s).collect();
+            let mut candidate = best;
+            for (parameter, step) in candidate.iter_mut().zip(step) {
+                *parameter += step;
+            }
             curve.clamp(&mut candidate);
-            let candidate_rss = residuals(&candidate, &mut gradient);
-            if candidate_rss < rss {
-                best = candidate;
-                rss = candidate_rss;
+            // Most steps help, and the next one starts from what is computed here.
+            let there = System::new(curve, &candidate, x, y);
+            if there.rss < system.rss {
+                (best, system) = (candidate, there);
                 damping = (damping * 0.2).max(1e-12);
                 break;
             }
             damping *= 5.0;
         }
-        if damping >= 1e12 || before - rss <= 1e-12 * before {
+        if damping >= 1e12 || before - system.rss <= effort.tolerance * before {
             break;
         }
     }
-    (best, rss)
+    (best, system.rss)
+}
+
+/// The linear problem of one Gauss-Newton step.
+#[derive(Clone, Copy)]
+struct System<const K: usize> {
+    rss: f64,
+    /// Lower triangle of JᵀJ.
+    normal: [[f64; K]; K],
+    /// Jᵀ times residuals.
+    right: [f64; K],
+}
+
+impl<const K: usize> System<K> {
+    fn new<C: Curve<K>>(curve: &C, parameters: &[f64; K], x: &[f64], y: &[f64]) -> Self {
+        let value = curve.at(parameters);
+        let mut gradient = [0.0; K];
+        let mut system = Self { rss: 0.0, normal: [[0.0; K]; K], right: [0.0; K] };
+        for (&x, &y) in x.iter().zip(y) {
+            let residual = y - value(x, &mut gradient);
+            system.rss += residual * residual;
+            for i in 0..K {
+                system.right[i] += gradient[i] * residual;
+                for j in 0..=i {
+                    system.normal[i][j] += gradient[i] * gradient[j];
+                }
+            }
+        }
+        system
+    }
 }
 
 /// Whether moving parameter `i` in the direction of `slope` leaves the admissible region.
-fn is_blocked<C: Curve>(curve: &C, parameters: &[f64], i: usize, slope: f64) -> bool {
-    let mut moved = parameters.to_vec();
+fn is_blocked<const K: usize, C: Curve<K>>(
+    curve: &C,
+    parameters: &[f64; K],
+    i: usize,
+    slope: f64,
+) -> bool {
+    let mut moved = *parameters;
     moved[i] += 1e-6 * (1.0 + moved[i].abs()) * slope.signum();
     curve.clamp(&mut moved);
     moved[i] == parameters[i]
 }
 
-/// Solves `A x = b` for symmetric positive definite A (lower triangle, row-major, overwritten).
-fn solve_cholesky(a: &mut [f64], b: &[f64]) -> Option<Vec<f64>> {
-    let k = b.len();
-    for i in 0..k {
+/// Solves `A x = b` for symmetric positive definite A (lower triangle, overwritten).
+fn solve_cholesky<const K: usize>(a: &mut [[f64; K]; K], b: &[f64; K]) -> Option<[f64; K]> {
+    for i in 0..K {
         for j in 0..=i {
-            let dot: f64 = (0..j).map(|m| a[i * k + m] * a[j * k + m]).sum();
-            let rest = a[i * k + j] - dot;
+            let dot: f64 = (0..j).map(|m| a[i][m] * a[j][m]).sum();
+            let rest = a[i][j] - dot;
             if i == j {
                 // NaN fails this comparison too.
                 if rest.is_nan() || rest <= 0.0 {
                     return None;
                 }
-                a[i * k + i] = rest.sqrt();
+                a[i][i] = rest.sqrt();
             } else {
-                a[i * k + j] = rest / a[j * k + j];
+                a[i][j] = rest / a[j][j];
             }
         }
     }
-    let mut x = b.to_vec();
-    for i in 0..k {
-        let dot: f64 = (0..i).map(|m| a[i * k + m] * x[m]).sum();
-        x[i] = (x[i] - dot) / a[i * k + i];
+    let mut x = *b;
+    for i in 0..K {
+        let dot: f64 = (0..i).map(|m| a[i][m] * x[m]).sum();
+        x[i] = (x[i] - dot) / a[i][i];
     }
-    for i in (0..k).rev() {
-        let dot: f64 = (i + 1..k).map(|m| a[m * k + i] * x[m]).sum();
-        x[i] = (x[i] - dot) / a[i * k + i];
+    for i in (0..K).rev() {
+        let dot: f64 = (i + 1..K).map(|m| a[m][i] * x[m]).sum();
+        x[i] = (x[i] - dot) / a[i][i];
     }
     Some(x)
 }
@@ -213,13 +251,15 @@ mod tests {
     }
 
     struct Decay;
-    impl Curve for Decay {
-        fn value(&self, p: &[f64], x: f64, gradient: &mut [f64]) -> f64 {
-            let e = (-p[1] * x).exp();
-            gradient.copy_from_slice(&[e, -p[0] * x * e]);
-            p[0] * e
+    impl Curve<2> for Decay {
+        fn at(&self, &[height, rate]: &[f64; 2]) -> impl Fn(f64, &mut [f64; 2]) -> f64 {
+            move |x, gradient| {
+                let e = (-rate * x).exp();
+                *gradient = [e, -height * x * e];
+                height * e
+            }
         }
-        fn clamp(&self, parameters: &mut [f64]) {
+        fn clamp(&self, parameters: &mut [f64; 2]) {
             parameters[1] = parameters[1].clamp(0.0, 10.0);
         }
     }
@@ -228,14 +268,14 @@ mod tests {
     fn levenberg_marquardt_finds_the_minimum() {
         let x: Vec<f64> = (0..30).map(|i| f64::from(i) * 0.1).collect();
         let y: Vec<f64> = x.iter().map(|x| 3.0 * (-1.7 * x).exp()).collect();
-        let (p, rss) = levenberg_marquardt(&Decay, &x, &y, &[1.0, 0.1], 100);
+        let (p, rss) = levenberg_marquardt(&Decay, &x, &y, &[1.0, 0.1], Effort::exact(100));
         assert!(
             (p[0] - 3.0).abs() < 1e-8 && (p[1] - 1.7).abs() < 1e-8 && rss < 1e-15,
             "{p:?} {rss}"
         );
         // With the rate held at its bound by a curve that decays faster, the height is still the best.
         let y: Vec<f64> = x.iter().map(|x| 3.0 * (-12.0 * x).exp()).collect();
-        let (p, rss) = levenberg_marquardt(&Decay, &x, &y, &[1.0, 0.1], 100);
+        let (p, rss) = levenberg_marquardt(&Decay, &x, &y, &[1.0, 0.1], Effort::exact(100));
         let f: Vec<f64> = x.iter().map(|x| (-10.0 * x).exp()).collect();
         let best = two_columns(&f, &[0.0; 30], &y);
         assert!(p[1] == 10.0 && (rss / best - 1.0).abs() < 1e-9, "{p:?} {rss} {best}");
@@ -243,9 +283,9 @@ mod tests {
 
     #[test]
     fn cholesky_solves_and_refuses() {
-        let x = solve_cholesky(&mut [4.0, 0.0, 2.0, 3.0], &[8.0, 7.0]).unwrap();
+        let x = solve_cholesky(&mut [[4.0, 0.0], [2.0, 3.0]], &[8.0, 7.0]).unwrap();
         assert!((4.0 * x[0] + 2.0 * x[1] - 8.0).abs() < 1e-12);
         assert!((2.0 * x[0] + 3.0 * x[1] - 7.0).abs() < 1e-12);
-        assert!(solve_cholesky(&mut [1.0, 0.0, 2.0, 1.0], &[1.0, 1.0]).is_none());
+        assert!(solve_cholesky(&mut [[1.0, 0.0], [2.0, 1.0]], &[1.0, 1.0]).is_none());
     }
 }

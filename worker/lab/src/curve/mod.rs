@@ -10,6 +10,7 @@
 //! - [`lag`]: which of two curves moves first;
 //! - [`least_squares`]: the numerical core (affine fits, Levenberg-Marquardt);
 //! - [`order`]: what comes first, and how far runs agree on it;
+//! - [`spread`]: curves of one shape at times of their own, as a null;
 //! - [`transition`]: onset, end, width, verdict, bracket and bootstrap interval of one curve;
 //! - [`abruptness`]: model-free shape measures.
 //!
@@ -25,4 +26,5 @@ pub mod growth;
 pub mod lag;
 pub mod least_squares;
 pub mod order;
+pub mod spread;
 pub mod transition;

@@ -9,9 +9,8 @@ use rand::Rng;
 use serde::Serialize;
 
 use super::{
-    abruptness::{abruptness, isotonic, slope_ratio},
-    fit::{Design, Fits, Logistics, Model, Points},
-    least_squares::levenberg_marquardt,
+    abruptness::{Windows, isotonic, slope_ratio},
+    fit::{Design, Fits, Model, Points, refined},
 };
 use crate::random;
 
@@ -127,15 +126,13 @@ impl Transition {
             && amplitude_fraction > 0.5;
         let after = points.x.partition_point(|&x| x < x0).clamp(1, points.x.len() - 1);
         let fitted: Vec<f64> = points.x.iter().map(|&x| logistic.value(x)).collect();
-        let start = &logistic.parameters;
         let midpoints = bootstrap(points.y, &fitted, options.n_bootstrap, rng, |y| {
-            let curve = Logistics::new(points);
-            levenberg_marquardt(&curve, points.x, y, start, 30).0[2]
+            refined(logistic, Points { x: points.x, y })[2]
         });
         let monotone = isotonic(points.y);
-        let indices = bootstrap(points.y, &monotone, options.n_bootstrap, rng, |y| {
-            abruptness(Points { x: points.x, y })
-        });
+        let windows = Windows::new(points.x);
+        let indices =
+            bootstrap(points.y, &monotone, options.n_bootstrap, rng, |y| windows.abruptness(y));
         Self {
             n_points: points.x.len(),
             log_y,
@@ -151,7 +148,7 @@ impl Transition {
             amplitude_fraction,
             interval: midpoints.map(step),
             bracket: [step(points.x[after - 1]), step(points.x[after])].map(f64::round),
-            abruptness: abruptness(points),
+            abruptness: windows.abruptness(points.y),
             abruptness_interval: indices,
             slope_ratio: slope_ratio(points),
             fits: Some(fits),
@@ -169,15 +166,13 @@ impl Transition {
     ) -> Vec<[f64; 2]> {
         let Some(fits) = &self.fits else { return Vec::new() };
         let (x, y) = coordinates(steps, values, options.log_x, self.log_y);
-        let points = Points { x: &x, y: &y };
         let logistic = fits.get(Model::Logistic);
         let fitted: Vec<f64> = x.iter().map(|&x| logistic.value(x)).collect();
         let step = |x: f64| if options.log_x { x.exp() - 1.0 } else { x };
         (0..options.n_bootstrap)
             .map(|_| {
                 let copy = resampled(&y, &fitted, &fitted, rng);
-                let curve = Logistics::new(points);
-                let p = levenberg_marquardt(&curve, &x, &copy, &logistic.parameters, 30).0;
+                let p = refined(logistic, Points { x: &x, y: &copy });
                 [step(p[2] - 9f64.ln() * p[3].exp()), step(p[2])]
             })
             .collect()
@@ -187,9 +182,7 @@ impl Transition {
     pub fn midpoint_of(&self, steps: &[u64], values: &[f64], log_x: bool) -> f64 {
         let Some(fits) = &self.fits else { return f64::NAN };
         let (x, y) = coordinates(steps, values, log_x, false);
-        let curve = Logistics::new(Points { x: &x, y: &y });
-        let start = &fits.get(Model::Logistic).parameters;
-        let x0 = levenberg_marquardt(&curve, &x, &y, start, 30).0[2];
+        let x0 = refined(fits.get(Model::Logistic), Points { x: &x, y: &y })[2];
         if log_x { x0.exp() - 1.0 } else { x0 }
     }
 

@@ -13,13 +13,15 @@
 //!
 //! Nulls: `silhouette_null` and `silhouette_null_high` are mean and 95 % quantile over `n_null` sets of curves drawn from one elliptic
 //! cloud with the same main directions (Tyler's shape of the standardised curves; as many rise and fall as do), `silhouette_p` the share of
-//! them with as large a silhouette (all on at most 300 curves, `silhouette_tested`).
+//! them with as large a silhouette (all on at most 300 curves, `silhouette_tested`). `silhouette_spread_null`, `_high` and `silhouette_spread_p` are
+//! the same for curves of one shape, the mean of all around their own half change, at times spread evenly over the range of times.
 //! `verdict_null` of a cluster is the share of smooth curves (the better of line and power law through its mean, with the residuals
 //! around a monotone curve resampled in blocks) that the test calls a transition.
 //!
 //! # Interpretation
-//! k-means cuts a continuum into pieces as well: only a small `silhouette_p` says that there is more than one elliptic cloud, which
-//! groups are not, but neither are onsets spread evenly over training: look at `phase-transition`'s midpoints. Curves of one
+//! k-means cuts a continuum into pieces as well. A small `silhouette_p` says that there is more than one elliptic cloud, which
+//! groups are not, but neither are onsets spread evenly over training; a small `silhouette_spread_p` says that one shape at such onsets does
+//! not explain it either. Only both together speak for groups. Curves of one
 //! cluster may still have transitions at different steps, which makes their mean smoother than any of them; look at
 //! `phase-transition` of the metric itself before calling a cluster gradual. Every checkpoint counts the same: many checkpoints in one part
 //! of training make that part heavy.
@@ -35,6 +37,7 @@ use crate::{
         cloud::Cloud,
         cluster::{Clustering, Distances, k_means, standardised},
         order::interval,
+        spread::Spread,
         transition::{Options, Transition, half_change, quantile, smooth_copy},
     },
     error::{Error, Result},
@@ -79,7 +82,7 @@ impl Experiment for CurveClusters {
     type Params = Params;
     const CARD: &'static Card = &Card {
         name: "curve-clusters",
-        version: 1,
+        version: 2,
         summary: "Groups the curves of a metric by shape and tests each group for a transition",
         source: "Arthur and Vassilvitskii 2007; Rousseeuw 1987; scikit-learn KMeans",
         stage: Stage::Trajectory,
@@ -216,7 +219,10 @@ impl Clustering {
 /// Are there groups at all?
 struct Test {
     found: f64,
-    null: Vec<f64>,
+    /// Silhouettes of curves of one cloud.
+    cloud: Vec<f64>,
+    /// Silhouettes of curves of one shape.
+    spread: Vec<f64>,
 }
 
 impl Test {
@@ -229,27 +235,38 @@ impl Test {
             None => 2..=(params.k_max as usize).min(rows.len()),
         };
         let found = largest_silhouette(&rows, &range, &mut rng);
-        let cloud = Cloud::of(&rows, &mut rng);
-        let mut null = Vec::new();
+        let (cloud, spread) = (Cloud::of(&rows, &mut rng), Spread::of(&rows));
+        let mut null = [Vec::new(), Vec::new()];
         for done in 0..params.n_null {
-            let drawn = cloud.draw(&mut rng);
-            let drawn: Vec<&[f64]> = drawn.iter().map(Vec::as_slice).collect();
-            null.push(largest_silhouette(&drawn, &range, &mut rng));
+            for (null, drawn) in null.iter_mut().zip([cloud.draw(&mut rng), spread.draw(&mut rng)])
+            {
+                let drawn: Vec<&[f64]> = drawn.iter().map(Vec::as_slice).collect();
+                null.push(largest_silhouette(&drawn, &range, &mut rng));
+            }
             cx.progress(done + 1, params.n_null)?;
         }
-        null.sort_by(f64::total_cmp);
-        Ok(Self { found, null })
+        for null in &mut null {
+            null.sort_by(f64::total_cmp);
+        }
+        let [cloud, spread] = null;
+        Ok(Self { found, cloud, spread })
     }
 
     fn emit(&self, cx: &mut Context<'_>) -> Result<()> {
-        let n = self.null.len() as f64;
-        let as_large = self.null.iter().filter(|value| **value >= self.found).count() as f64;
-        let is_tested = n > 0.0 && self.found.is_finite();
-        let high = if is_tested { quantile(&self.null, 0.95) } else { f64::NAN };
         cx.metric("silhouette_tested", self.found)?;
-        cx.metric("silhouette_null", self.null.iter().sum::<f64>() / n)?;
-        cx.metric("silhouette_null_high", high)?;
-        cx.metric("silhouette_p", if is_tested { (1.0 + as_large) / (1.0 + n) } else { f64::NAN })
+        let names = [
+            ["silhouette_null", "silhouette_null_high", "silhouette_p"],
+            ["silhouette_spread_null", "silhouette_spread_null_high", "silhouette_spread_p"],
+        ];
+        for ([mean, high, p], null) in names.into_iter().zip([&self.cloud, &self.spread]) {
+            let n = null.len() as f64;
+            let as_large = null.iter().filter(|value| **value >= self.found).count() as f64;
+            let is_tested = n > 0.0 && self.found.is_finite();
+            cx.metric(mean, null.iter().sum::<f64>() / n)?;
+            cx.metric(high, if is_tested { quantile(null, 0.95) } else { f64::NAN })?;
+            cx.metric(p, if is_tested { (1.0 + as_large) / (1.0 + n) } else { f64::NAN })?;
+        }
+        Ok(())
     }
 }
 
@@ -348,6 +365,9 @@ const METRICS: &[MetricDef] = &[
     scalar("silhouette_null", Unit::Ratio, "Its mean for curves of one elliptic cloud"),
     scalar("silhouette_null_high", Unit::Ratio, "95 % quantile of the same"),
     scalar("silhouette_p", Unit::Probability, "Share of such clouds with as large a one"),
+    scalar("silhouette_spread_null", Unit::Ratio, "Its mean for one shape at onsets spread evenly"),
+    scalar("silhouette_spread_null_high", Unit::Ratio, "95 % quantile of the same"),
+    scalar("silhouette_spread_p", Unit::Probability, "Share of such sets with as large a one"),
     MetricDef {
         name: "cluster",
         unit: Unit::Dimensionless,

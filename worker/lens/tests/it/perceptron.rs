@@ -29,7 +29,7 @@ fn known_answer() {
     let tokens = Tensor::from_slice(&[0i64, 1, 1, 3, 2, 2]).view([3, 2]);
     let logits = model.forward(&tokens, &Run::FULL, &mut ());
     assert_eq!(logits.size(), [3, 1, 2]);
-    let found = Vec::<f32>::try_from(logits.view([-1])).unwrap();
+    let found = Vec::<f32>::try_from(logits.reshape([-1])).unwrap();
     // Hidden: relu(3.5, -1), relu(2.5, 0), relu(-7.5, 7).
     assert_eq!(found, [3.5, 35.0, 2.5, 25.0, 700.0, 7000.0]);
     let hidden = model.forward(&tokens, &Run { skip_unembed: true, ..Run::FULL }, &mut ());

@@ -85,10 +85,31 @@ fn planted_groups_and_their_transitions() {
     }
     assert!(last(&sink, "verdict_null").iter().all(|rate| *rate <= 0.1));
     assert!(last(&sink, "silhouette_p")[0] < 0.06);
+    assert!(last(&sink, "silhouette_spread_p")[0] < 0.06);
     assert!(last(&sink, "silhouette_tested")[0] > last(&sink, "silhouette_null_high")[0]);
     let silhouettes = last(&sink, "silhouette_by_k");
     assert!((1..7).all(|place| silhouettes[1] >= silhouettes[place]), "{silhouettes:?}");
     assert_eq!(sink.metrics["mean_curve"].len(), N_POINTS);
+}
+
+#[test]
+fn onsets_spread_evenly_are_no_groups() {
+    let mut rng = random::stream(1, "curve-clusters/test");
+    let x: Vec<f64> = steps().iter().map(|step| (*step as f64).ln_1p()).collect();
+    let mut p = Vec::new();
+    for noise in [0.03, 0.2] {
+        let curves: Vec<Vec<f64>> = (0..60)
+            .map(|i| {
+                let at = 2.0 + 5.5 * f64::from(i) / 59.0;
+                x.iter()
+                    .map(|&x| logistic(x, at, 0.15) + noise * random::normal(&mut rng))
+                    .collect()
+            })
+            .collect();
+        let sink = run(&curves, json!({ "n_bootstrap": 0, "n_null": 40 })).unwrap();
+        p.push([last(&sink, "silhouette_p")[0], last(&sink, "silhouette_spread_p")[0]]);
+    }
+    assert!(p.iter().all(|[_, spread]| *spread > 0.1), "{p:?}");
 }
 
 #[test]
