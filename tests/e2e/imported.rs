@@ -154,6 +154,44 @@ fn a_damaged_checkpoint_fails_alone_and_is_named() {
 }
 
 #[test]
+fn weights_that_are_not_finite_are_reported_by_integrity_and_refused_by_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write_run(folder);
+    sweep_file(folder);
+    let file = folder.join("runs/my-lm/step20/model.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    let last = bytes.len() - 4;
+    bytes[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&file, &bytes).unwrap();
+    let id = sweep(folder, &["local", "real.yaml"], 10);
+    let id = id.trim();
+    let text = sweep(folder, &["tasks", id, "--state", "failed", "--output", "json"], 0);
+    let tasks: Value = serde_json::from_str(&text).unwrap();
+    let mut failed: Vec<&str> = tasks["tasks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|task| task["label"].as_str().unwrap())
+        .collect();
+    failed.sort_unstable();
+    // Step 30 is compared with step 20.
+    let expected = ["20/activations", "20/per-token-loss", "20/weight-norms", "30/weight-norms"];
+    assert_eq!(failed, expected.map(|task| format!("my-lm/step{task}")), "{text}");
+    assert!(text.contains("step 20, to compare with: ") && text.contains("1 non-finite"), "{text}");
+    let found = rows(folder, id, "integrity.n_nonfinite");
+    let counts: Vec<&Value> = found.iter().map(|row| &row["value"]).collect();
+    // The last number of the file is in the embedding, which is the unembedding too.
+    assert_eq!(counts, [&json!(0.0), &json!(0.0), &json!(2.0), &json!(0.0)]);
+    let report = sweep(
+        folder,
+        &["results", id, "--metric", "integrity-report.n_flags", "--output", "json"],
+        0,
+    );
+    assert!(report.contains("1.0"), "{report}");
+}
+
+#[test]
 fn a_place_without_checkpoints_is_refused_with_line_and_column() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();

@@ -26,7 +26,7 @@ pub fn run(
 ) {
     let Some(mut jobs) = jobs(outlet, lease, &work.tasks) else { return };
     let wanted = work.checkpoint.clone().unwrap_or_default();
-    let loaded = Loaded::new(outlet, &wanted, device)
+    let loaded = Loaded::as_is(outlet, &wanted, device)
         .and_then(|loaded| loaded.model().map(|model| (loaded, model)));
     let (loaded, model) = match loaded {
         Ok(loaded) => loaded,
@@ -52,9 +52,19 @@ pub fn run(
         previous_stored: before.map(Loaded::stored),
         ..loaded.subject(&model, device)
     };
+    let defects = [&init, &previous].map(|reference| {
+        let loaded = reference.as_ref().ok().and_then(Option::as_ref);
+        loaded
+            .and_then(|loaded| Some(not_of_this(loaded.checkpoint.step, loaded.defect()?.clone())))
+    });
     jobs.retain(|job| {
         let problem = init.as_ref().err().filter(|_| job.init);
         let problem = problem.or_else(|| previous.as_ref().err().filter(|_| job.previous));
+        let [of_init, of_previous] = &defects;
+        let defect = loaded.defect().or_else(|| of_init.as_ref().filter(|_| job.init));
+        let defect = defect.or_else(|| of_previous.as_ref().filter(|_| job.previous));
+        let is_finite_needed = job.experiment.card().requires.finite;
+        let problem = problem.or_else(|| defect.filter(|_| is_finite_needed));
         if let Some(failure) = problem {
             job.task.end(Body::Failed(failure.clone()));
         }
@@ -131,10 +141,12 @@ fn reference(
     device: Device,
 ) -> Result<Option<Loaded>, pb::Failure> {
     let Some(wanted) = wanted else { return Ok(None) };
-    // The checkpoint that is analysed may be in order: the message has to say whose fault it is.
-    let named = |failure: pb::Failure| pb::Failure {
-        message: format!("step {}, to compare with: {}", wanted.step, failure.message),
-        ..failure
-    };
-    Loaded::new(outlet, wanted, device).map(Some).map_err(named)
+    let loaded = Loaded::as_is(outlet, wanted, device);
+    loaded.map(Some).map_err(|failure| not_of_this(wanted.step, failure))
+}
+
+/// The checkpoint that is analysed may be in order: the message has to say whose fault it is.
+fn not_of_this(step: u64, failure: pb::Failure) -> pb::Failure {
+    let message = format!("step {step}, to compare with: {}", failure.message);
+    pb::Failure { message, ..failure }
 }

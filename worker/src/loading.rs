@@ -45,17 +45,32 @@ pub struct Loaded {
     processing: String,
     prepend_bos: bool,
     dtype: Kind,
+    /// Why it is of no use to experiments that need finite weights.
+    defect: Option<pb::Failure>,
     /// Keeps cached files from being evicted.
     _held: Vec<Fetched>,
 }
 
 impl Loaded {
-    /// Fetches and reads `wanted`.
+    /// Fetches and reads `wanted`, whose weights are finite.
+    ///
+    /// # Errors
+    /// As [`Loaded::as_is`], and weights that hold NaN or infinities (the tensor is named).
+    pub fn new(
+        outlet: &Outlet,
+        wanted: &pb::Checkpoint,
+        device: Device,
+    ) -> Result<Self, pb::Failure> {
+        let mut loaded = Self::as_is(outlet, wanted, device)?;
+        loaded.defect.take().map_or(Ok(loaded), Err)
+    }
+
+    /// Fetches and reads `wanted`; [`Loaded::defect`] says whether it is whole.
     ///
     /// # Errors
     /// The failure to report: missing, corrupt (file and tensor named), too large for the memory, or
     /// a source that keeps failing.
-    pub fn new(
+    pub fn as_is(
         outlet: &Outlet,
         wanted: &pb::Checkpoint,
         device: Device,
@@ -104,6 +119,7 @@ impl Loaded {
             processing: Processing::raw().label(),
             prepend_bos: checkpoint.config.default_prepend_bos,
             dtype: first.unwrap_or(Kind::Float),
+            defect: defect(&checkpoint.weights),
             checkpoint,
             _held: Vec::new(),
         })
@@ -124,7 +140,7 @@ impl Loaded {
         // Processed weights stand beside those that they are made from.
         let beside = if matches!(options.processing.as_str(), "" | "raw") { 0 } else { n_bytes };
         check_memory(outlet, &imported.location, (n_bytes, beside), device)?;
-        let Contents { config, weights, extra } =
+        let Contents { config, weights, extra, defect } =
             read(&fetched, &tensors, &options.family, kind, device)?;
         let processing = Processing::parse(&options.processing, &config).map_err(lens)?;
         let (mut config, weights) =
@@ -146,8 +162,14 @@ impl Loaded {
             tokenizer,
             processing: processing.label(),
             dtype: kind,
+            defect,
             _held: held,
         })
+    }
+
+    /// Why it is of no use to experiments that need finite weights.
+    pub fn defect(&self) -> Option<&pb::Failure> {
+        self.defect.as_ref()
     }
 
     /// The transformer over these weights.
@@ -251,6 +273,8 @@ struct Contents {
     weights: Weights,
     /// What the recipe recorded, for a checkpoint that this system trained.
     extra: serde_json::Value,
+    /// What is wrong with weights that are not finite.
+    defect: Option<pb::Failure>,
 }
 
 fn read(
@@ -265,7 +289,9 @@ fn read(
     if let Some(path) = own_file(fetched, family).map_err(lens)? {
         let Checkpoint { config, weights, extra, .. } =
             sweep_lens::checkpoint::open(path).map_err(lens)?;
-        return Ok(Contents { config, weights: weights.to_kind(kind).to_device(device), extra });
+        let weights = weights.to_kind(kind).to_device(device);
+        let defect = defect(&weights);
+        return Ok(Contents { config, weights, extra, defect });
     }
     let config = match fetched.files.get("config.json") {
         Some(path) => {
@@ -273,8 +299,15 @@ fn read(
         }
         None => serde_json::Value::Null,
     };
-    let (config, weights) = families::load(&config, family, tensors, kind, device).map_err(lens)?;
-    Ok(Contents { config, weights, extra: serde_json::Value::Null })
+    let (config, weights, defect) =
+        families::load_as_is(&config, family, tensors, kind, device).map_err(lens)?;
+    let defect = defect.map(|error| of_lab(&error.into()));
+    Ok(Contents { config, weights, extra: serde_json::Value::Null, defect })
+}
+
+/// What is wrong with weights that are not finite.
+fn defect(weights: &Weights) -> Option<pb::Failure> {
+    weights.check_finite().err().map(|error| of_lab(&error.into()))
 }
 
 /// The file, if this system wrote it: it holds its configuration itself, and hashes that are verified.

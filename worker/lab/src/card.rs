@@ -95,11 +95,13 @@ pub struct Requires {
     pub mlp: bool,
     /// Only models trained by one of these recipes; any model if empty.
     pub recipes: &'static [&'static str],
+    /// Whether weights that hold NaN or infinities are of no use.
+    pub finite: bool,
 }
 
 impl Requires {
     /// Any model.
-    pub const ANY: Self = Self { min_layers: 0, mlp: false, recipes: &[] };
+    pub const ANY: Self = Self { min_layers: 0, mlp: false, recipes: &[], finite: true };
 
     /// Checks a model; `recipe` is the name of the recipe that trained it, if one did.
     pub fn check(&self, card: &str, config: &Config, recipe: Option<&str>) -> Result<()> {

@@ -46,7 +46,8 @@ impl Experiment for Integrity {
         summary: "Fingerprints a checkpoint and measures its distance to its neighbours",
         source: "Known defects of published checkpoints; SHA-256; count sketch",
         stage: Stage::Analyse,
-        requires: Requires::ANY,
+        // What is not finite is what it reports.
+        requires: Requires { finite: false, ..Requires::ANY },
         params: NoParams::DEFS,
         metrics: METRICS,
         figures: FIGURES,

@@ -121,6 +121,23 @@ pub fn load(
     kind: Kind,
     device: Device,
 ) -> Result<(Config, Weights)> {
+    match load_as_is(config_json, family, tensors, kind, device)? {
+        (config, weights, None) => Ok((config, weights)),
+        (_, _, Some(error)) => Err(error),
+    }
+}
+
+/// [`load`] of weights that may hold NaN or infinities: [`Error::NonFinite`], which names the first such tensor, comes with them.
+///
+/// # Errors
+/// As [`load`] otherwise.
+pub fn load_as_is(
+    config_json: &Value,
+    family: Option<&str>,
+    tensors: &dyn TensorSource,
+    kind: Kind,
+    device: Device,
+) -> Result<(Config, Weights, Option<Error>)> {
     let family = match family {
         Some(name) => named(name)?,
         None => recognise(config_json)?,
@@ -129,8 +146,8 @@ pub fn load(
     config.validate()?;
     let mut source = StateDict::new(tensors, kind, device);
     let weights = tch::no_grad(|| family.convert(&mut source, &config))?;
-    source.finish(|name| family.ignores(name))?;
-    Ok((config, weights))
+    let defect = source.finish(|name| family.ignores(name))?;
+    Ok((config, weights, defect))
 }
 
 fn known_names() -> String {
