@@ -294,7 +294,9 @@ pub fn draw(spec: &FigureSpec, curves: &[Curve], description: &str) -> Option<Fi
         FigureKind::Pairs
             if chosen
                 .iter()
-                .any(|curve| between_models(chosen.iter().copied(), &curve.series.metric)) =>
+                .any(|curve| between_models(chosen.iter().copied(), &curve.series.metric))
+                && !(pairs::is_sparse(&chosen)
+                    && measured.iter().all(|one| one.at_one_step(spec.kind))) =>
         {
             pairs::models(spec, &chosen, &names)
         }
@@ -368,9 +370,15 @@ impl Names {
     fn model(&self, curve: &Curve) -> String {
         let pb::Series { model, partner, .. } = &curve.series;
         if partner.is_empty() || partner == model {
-            self.short(model)
-        } else {
-            format!("{} to {}", self.short(model), self.short(partner))
+            return self.short(model);
+        }
+        let (first, second) = (self.short(model), self.short(partner));
+        // Two seeds of one setting need it once.
+        match (seed_of(&first), seed_of(&second)) {
+            (Some((a, first)), Some((b, second))) if a == b => {
+                format!("{a}, seeds {first} and {second}")
+            }
+            _ => format!("{first} to {second}"),
         }
     }
 
@@ -420,6 +428,13 @@ impl Names {
     }
 }
 
+/// Setting and seed of `setting-seed3`.
+fn seed_of(name: &str) -> Option<(&str, &str)> {
+    let (setting, seed) = name.rsplit_once("-seed")?;
+    let is_seed = !seed.is_empty() && seed.bytes().all(|byte| byte.is_ascii_digit());
+    is_seed.then_some((setting, seed))
+}
+
 /// A parameter's value as far as a heading has room for it.
 fn cut(value: &serde_json::Value) -> String {
     let text = match value {
@@ -442,14 +457,23 @@ fn params_of(curve: &Curve) -> serde_json::Map<String, serde_json::Value> {
     serde_json::from_str(&curve.series.params).unwrap_or_default()
 }
 
-/// Bytes that all names share, up to and with the last `-`; 0 for a single name.
+/// Bytes that all names share, up to and with the last `-`; 0 for a single name, and where they would cut a name in two: next to
+/// `modular-addition-seed0`, `modular-addition-mlp-seed0` is not `mlp-seed0`.
 pub(crate) fn common_prefix(names: &[&str]) -> usize {
     let (Some(first), Some(last)) = (names.first(), names.last()) else { return 0 };
     if first == last {
         return 0;
     }
     let shared = first.bytes().zip(last.bytes()).take_while(|(a, b)| a == b).count();
-    first.as_bytes()[..shared].iter().rposition(|byte| *byte == b'-').map_or(0, |at| at + 1)
+    let end =
+        first.as_bytes()[..shared].iter().rposition(|byte| *byte == b'-').map_or(0, |at| at + 1);
+    // What a name says about its setting: parameters, then the seed.
+    let is_setting = |name: &&&str| {
+        let word = name[end..].split('-').next().unwrap_or_default();
+        word.contains('=') || word.starts_with("seed")
+    };
+    let n_settings = names.iter().filter(is_setting).count();
+    if n_settings == 0 || n_settings == names.len() { end } else { 0 }
 }
 
 /// `excluded_loss` as words.

@@ -10,6 +10,22 @@ use crate::{
     series::{Curve, label},
 };
 
+/// Whether a map would show little but that most models are not compared: less than half of all pairs are.
+pub(super) fn is_sparse(curves: &[&Curve]) -> bool {
+    let mut models: Vec<&str> = Vec::new();
+    let mut pairs: Vec<[&str; 2]> = Vec::new();
+    for curve in curves.iter().filter(|curve| !curve.series.partner.is_empty()) {
+        let pair = [curve.series.model.as_str(), curve.series.partner.as_str()];
+        models.extend(pair);
+        pairs.push(pair);
+    }
+    models.sort_unstable();
+    models.dedup();
+    pairs.sort_unstable();
+    pairs.dedup();
+    4 * pairs.len() < models.len() * models.len().saturating_sub(1)
+}
+
 /// First against second models at the newest step; a panel per metric and cell.
 pub(super) fn models(spec: &FigureSpec, curves: &[&Curve], names: &Names) -> Option<Figure> {
     let mut models: Vec<&str> = Vec::new();

@@ -253,6 +253,41 @@ fn checkpoints_against_each_other_are_a_map_of_steps() {
     show("step-step-map", &figure);
 }
 
+/// The loss barrier between two models at their last step, on two splits.
+fn barrier(name: &str, value: f64, models: [&str; 2]) -> Curve {
+    let axes = vec![axis("split", 2, &["train", "test"].map(str::to_owned))];
+    let mut curve = curve(name, "nats", 0, axes, vec![value, 2.0 * value]);
+    curve.series.steps = vec![6000];
+    [curve.series.model, curve.series.partner] = models.map(str::to_owned);
+    curve
+}
+
+#[test]
+fn pairs_are_a_map_only_if_most_models_are_compared() {
+    let name = |layers: usize, seed: usize| format!("mlp-n_layers={layers}-seed{seed}");
+    let mut curves = Vec::new();
+    for layers in 1..=2 {
+        for (a, b) in [(0, 1), (0, 2), (1, 2)] {
+            for (metric, value) in
+                [("rebasin.barrier_naive", 1.1), ("rebasin.barrier_matched", 0.01)]
+            {
+                let models = [name(layers, a), name(layers, b)];
+                curves.push(barrier(metric, value, models.each_ref().map(String::as_str)));
+            }
+        }
+    }
+    let metrics = ["rebasin.barrier_naive", "rebasin.barrier_matched"];
+    let figure = draw(&spec(FigureKind::Pairs, &metrics, false, false), &curves, "").unwrap();
+    let Content::Lines(dots) = &figure.panels[0].content else { panic!("6 of 15 pairs as a map") };
+    assert_eq!(dots.len(), 24);
+    let Scale::Names { names, .. } = &figure.panels[0].y.scale else { panic!("no names") };
+    assert_eq!(names[0], "train, n layers=1, seeds 0 and 1");
+    show("pairs-rows", &figure);
+    curves.retain(|curve| curve.series.model.contains("layers=1"));
+    let figure = draw(&spec(FigureKind::Pairs, &metrics, false, false), &curves, "").unwrap();
+    assert!(matches!(figure.panels[0].content, Content::Cells(_)));
+}
+
 #[test]
 fn layers_and_heads_are_a_map_of_the_last_step() {
     let values: Vec<f64> = (0..2 * 72).map(|i| f64::from((i * 37) % 101) / 101.0).collect();
@@ -347,6 +382,8 @@ fn model_names_lose_what_they_share() {
     assert_eq!(common_prefix(&["a-seed1", "a-seed10"]), "a-".len());
     assert_eq!(common_prefix(&["a-seed1"]), 0);
     assert_eq!(common_prefix(&["abc", "abd"]), 0);
+    assert_eq!(common_prefix(&["a-mlp-p=5-seed0", "a-mlp-p=7-seed0", "a-seed0"]), 0);
+    assert_eq!(common_prefix(&["pythia-160m", "pythia-70m"]), "pythia-".len());
 }
 
 #[test]
