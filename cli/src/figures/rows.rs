@@ -158,7 +158,15 @@ fn cell_names(curve: &Curve) -> Vec<String> {
     } else {
         let all: Vec<&str> = labels.iter().map(String::as_str).collect();
         let prefix = if axis.name == "member" { common_prefix(&all) } else { 0 };
-        labels.iter().map(|name| name[prefix..].to_owned()).collect()
+        // Cells of another metric are named `layer=0,head=3`.
+        let spoken = |name: &str| {
+            if axis.name == "cell" {
+                name.replace('=', " ").replace(',', ", ")
+            } else {
+                name.to_owned()
+            }
+        };
+        labels.iter().map(|name| spoken(&name[prefix..])).collect()
     };
     let is_only = size == 1 && curve.series.axes.len() > 1;
     let name = |cell: usize| {
