@@ -4,9 +4,23 @@
 
 use std::fs;
 
+use tikv_jemalloc_ctl::{epoch, stats};
+
 /// Bytes that can be allocated without swapping: what the kernel calls available, and no more than
-/// the control group of this process has left. None where the kernel tells neither.
+/// the control group of this process has left, and what the allocator keeps for the next tensor. None where the kernel tells
+/// neither of the first two.
 pub fn available() -> Option<u64> {
+    Some(of_kernel()?.saturating_add(kept().unwrap_or(0)))
+}
+
+/// Pages that hold nothing and still belong to this process: a model that was just freed, for some seconds.
+fn kept() -> Option<u64> {
+    epoch::advance().ok()?;
+    let used = stats::active::read().ok()?.saturating_add(stats::metadata::read().ok()?);
+    Some(stats::resident::read().ok()?.saturating_sub(used) as u64)
+}
+
+fn of_kernel() -> Option<u64> {
     let meminfo = fs::read_to_string("/proc/meminfo").ok();
     let machine = meminfo.as_deref().and_then(mem_available);
     let read = |name: &str| fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok();
@@ -54,5 +68,13 @@ mod tests {
         assert_eq!(headroom("100\n", "70\n", 40), Some(70));
         assert_eq!(headroom("max\n", "70\n", 0), None);
         assert!(available().is_some_and(|bytes| bytes > 1 << 20));
+    }
+
+    #[test]
+    fn what_was_just_freed_is_available() {
+        let block = std::hint::black_box(vec![1u8; 256 << 20]);
+        let before = kept().unwrap();
+        drop(block);
+        assert!(kept().unwrap() > before + (200 << 20), "{before} {:?}", kept());
     }
 }
