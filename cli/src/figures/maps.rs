@@ -19,6 +19,9 @@ pub(super) fn heat_maps(spec: &FigureSpec, curves: &[&Curve], names: &Names) -> 
         .filter(|curve| matches!(curve.series.axes.len(), 1 | 2))
         .take(PANELS_MAX)
         .collect();
+    if drawable.is_empty() {
+        return None;
+    }
     let several_metrics =
         drawable.iter().any(|curve| curve.series.metric != drawable[0].series.metric);
     let columns = drawable.len().min(if drawable.len() == 4 { 2 } else { 3 });

@@ -289,6 +289,17 @@ fn pairs_are_a_map_only_if_most_models_are_compared() {
 }
 
 #[test]
+fn what_has_more_axes_than_a_map_is_not_drawn() {
+    let axes = || vec![axis("layer", 2, &[]), axis("neuron", 30, &[]), axis("rank", 10, &[])];
+    for n_steps in [1, 3] {
+        let curves = [curve("max.top", "ratio", 0, axes(), vec![0.5; n_steps * 600])];
+        for kind in [FigureKind::HeatMap, FigureKind::Lines, FigureKind::Intervals] {
+            assert!(draw(&spec(kind, &["max.top"], false, false), &curves, "").is_none());
+        }
+    }
+}
+
+#[test]
 fn layers_and_heads_are_a_map_of_the_last_step() {
     let values: Vec<f64> = (0..2 * 72).map(|i| f64::from((i * 37) % 101) / 101.0).collect();
     let axes = vec![axis("layer", 6, &[]), axis("head", 12, &[])];
