@@ -385,13 +385,15 @@ impl Names {
     /// The model without its seed.
     fn setting(&self, curve: &Curve) -> String {
         let model = self.model(curve);
-        let without_seed = || {
-            let seed = curve.series.seed.filter(|_| curve.series.partner.is_empty())?;
-            let name = model.strip_suffix(&seed.to_string())?;
-            let name = name.strip_suffix("seed ").or_else(|| name.strip_suffix("seed"))?;
-            Some(name.trim_end_matches('-').to_owned())
-        };
-        without_seed().unwrap_or_else(|| model.clone())
+        if curve.series.seed.is_none() || !curve.series.partner.is_empty() {
+            return model;
+        }
+        match seed_of(&model) {
+            Some((setting, _)) => setting.to_owned(),
+            // Nothing but the seed is left of a name that shares the rest with all others.
+            None if model.starts_with("seed ") => String::new(),
+            None => model,
+        }
     }
 
     fn short(&self, name: &str) -> String {
@@ -460,11 +462,13 @@ fn params_of(curve: &Curve) -> serde_json::Map<String, serde_json::Value> {
 /// Bytes that all names share, up to and with the last `-`; 0 for a single name, and where they would cut a name in two: next to
 /// `modular-addition-seed0`, `modular-addition-mlp-seed0` is not `mlp-seed0`.
 pub(crate) fn common_prefix(names: &[&str]) -> usize {
-    let (Some(first), Some(last)) = (names.first(), names.last()) else { return 0 };
-    if first == last {
+    let Some(first) = names.first() else { return 0 };
+    if names.iter().all(|name| name == first) {
         return 0;
     }
-    let shared = first.bytes().zip(last.bytes()).take_while(|(a, b)| a == b).count();
+    let with_first =
+        |name: &&str| first.bytes().zip(name.bytes()).take_while(|(a, b)| a == b).count();
+    let shared = names.iter().map(with_first).min().unwrap_or(0);
     let end =
         first.as_bytes()[..shared].iter().rposition(|byte| *byte == b'-').map_or(0, |at| at + 1);
     // What a name says about its setting: parameters, then the seed.

@@ -393,6 +393,7 @@ fn model_names_lose_what_they_share() {
     assert_eq!(common_prefix(&["a-seed1", "a-seed10"]), "a-".len());
     assert_eq!(common_prefix(&["a-seed1"]), 0);
     assert_eq!(common_prefix(&["abc", "abd"]), 0);
+    assert_eq!(common_prefix(&["modular-addition-seed0", "sorting", "modular-addition-seed1"]), 0);
     assert_eq!(common_prefix(&["a-mlp-p=5-seed0", "a-mlp-p=7-seed0", "a-seed0"]), 0);
     assert_eq!(common_prefix(&["pythia-160m", "pythia-70m"]), "pythia-".len());
 }

@@ -26,6 +26,10 @@ use sweep_lab::{
     },
 };
 
+/// As in the worker.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 #[derive(Deserialize)]
 struct Job {
     name: String,
@@ -99,10 +103,6 @@ fn run(jobs: &[Job], subject: &Subject<'_>) -> Result<Json> {
     }
     Ok(json!({ "seconds": seconds, "cpu_seconds": cpu_seconds, "metrics": metrics }))
 }
-
-/// As in the worker.
-#[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Seconds that this thread has computed, by the Linux scheduler: other work on the machine does not count.
 fn seconds_computed() -> f64 {

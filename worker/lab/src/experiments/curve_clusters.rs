@@ -14,7 +14,7 @@
 //! Nulls: `silhouette_null` and `silhouette_null_high` are mean and 95 % quantile over `n_null` sets of curves drawn from one elliptic
 //! cloud with the same main directions (Tyler's shape of the standardised curves; as many rise and fall as do), `silhouette_p` the share of
 //! them with as large a silhouette (all on at most 300 curves, `silhouette_tested`). `silhouette_spread_null`, `_high` and `silhouette_spread_p` are
-//! the same for curves of one shape, the mean of all around their own half change, at times spread evenly over the range of times.
+//! the same for curves of one shape, the mean of all around the place of a step of the same area, at places spread evenly over their range.
 //! `verdict_null` of a cluster is the share of smooth curves (the better of line and power law through its mean, with the residuals
 //! around a monotone curve resampled in blocks) that the test calls a transition.
 //!
