@@ -4,7 +4,7 @@
 //! Main type: [`FullBatch`]. Losses are float64; rows of a population are each model's own split of the
 //! same pairs. Invariant: every model of a group answers the same pairs in the same order.
 
-use sweep_lens::{Cache, Device, Hook, Kind, Run, Site, Tensor, Transformer, Weights};
+use sweep_lens::{Cache, Device, Hook, Kind, Reduction, Run, Site, Tensor, Transformer, Weights};
 
 use crate::{
     card::{Figure, FigureKind, MetricDef, Unit},
@@ -59,10 +59,8 @@ impl FullBatch {
             let shape = [&train_rows.size(), tail].concat();
             table.index_select(0, &train_rows.flatten(0, -1)).view(shape.as_slice())
         };
-        let train_tokens = pick(&first.tokens, &[first.tokens.size()[1]]);
         Ok(Self {
-            // Place by place in memory: a perceptron reads one place of all pairs at a time.
-            train_tokens: train_tokens.transpose(-1, -2).contiguous().transpose(-1, -2),
+            train_tokens: pick(&first.tokens, &[first.tokens.size()[1]]),
             train_labels: pick(&first.labels, &[]),
             operation: first.operation,
             n_classes: first.p,
@@ -115,6 +113,18 @@ pub(crate) fn nll(logits: &Tensor, labels: &Tensor) -> Tensor {
     }
     let log_probs = logits.log_softmax(-1, Kind::Double);
     -log_probs.gather(-1, &labels.unsqueeze(-1), false).squeeze_dim(-1)
+}
+
+/// Mean of [`nll`] over the examples of each model: `[(n_models,) n, p]`, `[(n_models,) n]` → f64 `[(n_models)]`.
+fn mean_nll(logits: &Tensor, labels: &Tensor) -> Tensor {
+    let by_class = logits.transpose(-1, -2);
+    if logits.dim() == 2 && logits.device() == Device::Cpu && by_class.is_contiguous() {
+        // One kernel instead of five, for one model.
+        let log_probs = by_class.log_softmax(-2, Kind::Double).unsqueeze(0);
+        let none = None::<Tensor>;
+        return log_probs.nll_loss_nd(&labels.unsqueeze(0), none, Reduction::Mean, -100);
+    }
+    nll(logits, labels).mean_dim(&[-1i64][..], false, Kind::Double)
 }
 
 impl FullBatch {
@@ -228,7 +238,7 @@ impl Objective for FullBatch {
     fn loss(&self, model: &Transformer, _step: u64) -> Tensor {
         let logits =
             model.forward(&self.train_tokens, &Run::LAST_POSITION, &mut ()).squeeze_dim(-2);
-        nll(&logits, &self.train_labels).mean_dim(&[-1i64][..], false, Kind::Double)
+        mean_nll(&logits, &self.train_labels)
     }
 
     fn penalty(&self, term: &Auxiliary) -> Result<Penalty> {

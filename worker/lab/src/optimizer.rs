@@ -1,8 +1,8 @@
-//! Optimizers on one flat buffer: AdamW, arithmetic and rounding order of `torch.optim.AdamW`, and plain
-//! gradient descent with momentum, as `torch.optim.SGD`.
+//! Optimizers on one flat buffer: AdamW, as `torch.optim.AdamW` up to rounding, and plain gradient descent with
+//! momentum, as `torch.optim.SGD`.
 //!
 //! Main types: [`Rule`] and [`AdamW`]. All parameters of all models of a population lie in one 1-D tensor, so that
-//! a step is a dozen kernels whatever the number of tensors. Weight decay is decoupled and
+//! a step is nine kernels whatever the number of tensors. Weight decay is decoupled and
 //! multiplies the parameters before the update; nothing is read back to the host.
 
 use sweep_lens::Tensor;
@@ -88,16 +88,18 @@ impl AdamW {
         let n = n_updates as f64;
         let (correction1, correction2) = (1.0 - beta1.powf(n), 1.0 - beta2.powf(n));
         tch::no_grad(|| {
-            let _ = parameters.g_mul_scalar_(1.0 - lr * weight_decay);
             let _ = self.exp_avg.lerp_(gradient, 1.0 - beta1);
-            let _ = self.exp_avg_sq.g_mul_scalar_(beta2);
-            let _ = self.exp_avg_sq.g_add_(&(gradient.square() * (1.0 - beta2)));
+            let _ = self.exp_avg_sq.lerp_(&gradient.square(), 1.0 - beta2);
+            if lr == 0.0 {
+                return;
+            }
+            let _ = parameters.g_mul_scalar_(1.0 - lr * weight_decay);
+            // The factor of the update goes into the denominator, so that a single kernel divides and adds.
+            let root = correction2.sqrt();
             let mut denominator = self.exp_avg_sq.sqrt();
-            let _ = denominator.g_div_scalar_(correction2.sqrt());
-            let _ = denominator.g_add_scalar_(eps);
-            let mut update = &self.exp_avg / denominator;
-            let _ = update.g_mul_scalar_(-lr / correction1);
-            let _ = parameters.g_add_(&update);
+            let _ = denominator.g_add_scalar_(eps * root);
+            let _ = denominator.g_mul_scalar_(-correction1 / (lr * root));
+            let _ = parameters.addcdiv_(&self.exp_avg, &denominator);
         });
     }
 }

@@ -45,7 +45,7 @@ mod rotary;
 mod token_table;
 mod weights;
 
-pub use tch::{Device, Kind, Tensor};
+pub use tch::{Device, Kind, Reduction, Tensor};
 
 pub use crate::{
     cache::Cache,

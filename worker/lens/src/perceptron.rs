@@ -4,7 +4,7 @@
 //! (`blocks.l.mlp.hook_pre`, `hook_post`), shaped as a transformer's with one position, so that what reads
 //! neurons reads both. A norm, where there is one, stands between activation and next map, as in SoLU.
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::{
     axes::Axes,
@@ -112,23 +112,40 @@ impl Perceptron {
     /// ones is the sum of few rows of the map. An input that stands for none is a row of zeros.
     fn sum_of_rows(&self, tokens: &Tensor, axes: Axes) -> Tensor {
         let (w, b) = &self.maps[0];
-        let mut nothing = w.size();
-        let rows = nothing.len() - 2;
-        nothing[rows] = 1;
-        let table =
-            Tensor::cat(&[w, &Tensor::zeros(&nothing, (w.kind(), w.device()))], rows as i64);
-        let column = |place| {
-            let column = tokens.narrow(-1, place, 1);
-            match axes.n_models {
-                // The gradient of a selection takes half the time of an embedding's.
-                None => table.index_select(0, &column.flatten(0, -1)).unsqueeze(1),
-                Some(_) => look_up(&table, &column, Axes { pos: 1, ..axes }),
+        let table = if tokens.max().int64_value(&[]) < self.d_vocab {
+            w.shallow_clone()
+        } else {
+            let mut nothing = w.size();
+            let rows = nothing.len() - 2;
+            nothing[rows] = 1;
+            Tensor::cat(&[w, &Tensor::zeros(&nothing, (w.kind(), w.device()))], rows as i64)
+        };
+        let sum = match axes.n_models {
+            // Adding while reading takes half the time, but has no second derivatives. Those are taken of weights that are
+            // parts of one vector; weights in training are leaves.
+            None if w.is_leaf() => {
+                let first = Tensor::arange_start_step(
+                    0,
+                    tokens.numel() as i64,
+                    axes.pos,
+                    (Kind::Int64, tokens.device()),
+                );
+                let none = None::<Tensor>;
+                let rows = tokens.reshape([-1]);
+                let sum =
+                    Tensor::embedding_bag(&table, &rows, &first, false, 0, false, none, false).0;
+                sum.unsqueeze(1)
+            }
+            _ => {
+                let column =
+                    |place| look_up(&table, &tokens.narrow(-1, place, 1), Axes { pos: 1, ..axes });
+                let mut sum = column(0);
+                for place in 1..axes.pos {
+                    sum += column(place);
+                }
+                sum
             }
         };
-        let mut sum = column(0);
-        for place in 1..axes.pos {
-            sum += column(place);
-        }
         match b {
             Some(b) => &sum + broadcast(b, &sum),
             None => sum,

@@ -122,6 +122,55 @@ fn few_active_inputs_of_many_give_what_the_product_gives() {
     }
 }
 
+/// Weights in training are read in another way than weights that are parts of a vector, which alone have second derivatives.
+#[test]
+fn one_model_reads_few_active_inputs_either_way_and_its_parts_have_curvature() {
+    let config = Config::mlp(1, 40, 6, 5, 3);
+    let model = |weights: Weights| Transformer::new(config.clone(), weights).unwrap();
+    let start = drawn(&config, 3).to_kind(Kind::Double);
+    let shapes: Vec<_> = start.iter().map(|(name, t)| (name.to_owned(), t.size())).collect();
+    let pieces: Vec<Tensor> = start.iter().map(|(_, tensor)| tensor.reshape([-1])).collect();
+    let theta = Tensor::cat(&pieces, 0).set_requires_grad(true);
+    let of_parts = |theta: &Tensor| {
+        let mut first = 0;
+        let parts = shapes.iter().map(|(name, shape)| {
+            let length: i64 = shape.iter().product();
+            first += length;
+            (name.clone(), theta.narrow(0, first - length, length).view(shape.as_slice()))
+        });
+        model(parts.collect())
+    };
+    for tokens in [[0i64, 39, 8, 7, 7, 3], [0, 39, 40, 7, 7, 40]] {
+        let tokens = Tensor::from_slice(&tokens).view([2, 3]);
+        let loss = |model: &Transformer| {
+            model.forward(&tokens, &Run::FULL, &mut ()).square().sum(Kind::Double)
+        };
+        let trained = model(start.copy());
+        trained.weights().set_requires_grad(true);
+        let leaves: Vec<&Tensor> = trained.weights().iter().map(|(_, tensor)| tensor).collect();
+        let of_leaves = loss(&trained);
+        let gradients = Tensor::run_backward(&[&of_leaves], &leaves, false, false);
+        let flat: Vec<Tensor> = gradients.iter().map(|gradient| gradient.reshape([-1])).collect();
+        let of_theta = loss(&of_parts(&theta));
+        let gradient = Tensor::run_backward(&[&of_theta], &[&theta], true, true).remove(0);
+        assert_eq!(of_leaves, of_theta);
+        let difference = Tensor::cat(&flat, 0) - &gradient;
+        assert!(difference.abs().max().double_value(&[]) < 1e-10);
+
+        // Along a line, the second derivative is what two gradients differ by.
+        let along = init::normal(5, "direction", &theta.size(), 1.0, Device::Cpu);
+        let curvature =
+            Tensor::run_backward(&[(gradient * &along).sum(Kind::Double)], &[&theta], false, false);
+        let at = |step: f64| {
+            let moved = (theta.detach() + &along * step).set_requires_grad(true);
+            Tensor::run_backward(&[loss(&of_parts(&moved))], &[&moved], false, false).remove(0)
+        };
+        let expected = (at(1e-5) - at(-1e-5)) / 2e-5;
+        let worst = (&curvature[0] - &expected).abs().max() / expected.abs().max();
+        assert!(worst.double_value(&[]) < 1e-6, "{worst}");
+    }
+}
+
 #[test]
 #[should_panic(expected = "expected 1 to n_ctx 2")]
 fn too_many_inputs_are_refused() {
