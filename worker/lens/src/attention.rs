@@ -234,7 +234,7 @@ impl Folded {
         let q = widened(&self.q) / self.scale; // [sequence, 1, head, d_head]
         let scores = (q * widened(&self.k)).sum_dim_intlist(&[-1i64][..], false, None::<Kind>);
         let scores = scores.transpose(1, 2).unsqueeze(2); // [sequence, head, 1, key]
-        let scores = if self.window.is_some() { self.masked(&scores) } else { scores };
+        let scores = if self.window.is_some() { self.masked(scores) } else { scores };
         let pattern = self.pattern(scores, kind, hooks); // [sequence, head, 1, key]
         let weights = pattern.squeeze_dim(2).transpose(1, 2).unsqueeze(-1); // [sequence, key, head, 1]
         (weights * &self.v).sum_dim_intlist(&[1i64][..], true, None::<Kind>) // [sequence, 1, head, d_head]
@@ -245,8 +245,9 @@ impl Folded {
     fn in_steps(&self, hooks: &mut dyn Hooks) -> Tensor {
         let kind = self.v.kind();
         let q = widened(&self.q).transpose(1, 2) / self.scale; // [sequence, head, query, d_head]
-        let k = widened(&self.k).permute([0, 2, 3, 1]); // [sequence, head, d_head, key]
-        let scores = self.masked(&q.matmul(&k)); // [sequence, head, query, key]
+        // A product takes each head's keys together; turned before they are copied, they would be copied one by one.
+        let k = widened(&self.k).transpose(1, 2).contiguous(); // [sequence, head, key, d_head]
+        let scores = self.masked(q.matmul(&k.transpose(2, 3))); // [sequence, head, query, key]
         let pattern = self.pattern(scores, kind, hooks);
         pattern.matmul(&self.v.transpose(1, 2)).transpose(1, 2) // [sequence, query, head, d_head]
     }
@@ -264,10 +265,10 @@ impl Folded {
     }
 
     /// Sets the scores of keys that the query does not see to `-inf`.
-    fn masked(&self, scores: &Tensor) -> Tensor {
+    fn masked(&self, mut scores: Tensor) -> Tensor {
         let size = scores.size();
         let hidden = self.hidden(size[size.len() - 2], size[size.len() - 1]);
-        scores.masked_fill(&hidden, f64::NEG_INFINITY)
+        scores.masked_fill_(&hidden, f64::NEG_INFINITY)
     }
 
     /// Which keys stand behind their query or in front of its window, `[query, key]`; the last query
