@@ -12,7 +12,8 @@ On a busy machine run it with OMP_NUM_THREADS=1: then processor time counts, on 
 - all    the set with in-context-learning, copying and composition; in TransformerLens all_composition_scores, and
          an experiment that reads other tokens takes a pass of its own there too
 - floor  floating-point operations of the set's one pass, divided by the measured rate of matrix products of its shapes, the
-         better one of the BLAS' and oneDNN's
+         better one of the BLAS' and oneDNN's: at its best, which on a shared machine lasts for some ten milliseconds, and
+         as sustained, the median of nine
 """
 
 import importlib.metadata
@@ -164,16 +165,15 @@ def seconds(function):
     return clock() - begun, result
 
 
-def floor(ours, config):
-    """Seconds of the pass's matrix products at the rates that this machine has now."""
+def floors(ours, config):
+    """Seconds of the pass's matrix products at the rates that this machine has now, by kind of rate; operations."""
     d, d_mlp, vocabulary, n = config.n_embd, 4 * config.n_embd, config.vocab_size, ROWS * T
-    rate = lambda *shape: ours.ask({"matmul": shape})["flops"]
     block = config.n_layer * 2 * n * (4 * d * d + 2 * d * d_mlp)
     attention = config.n_layer * 4 * n * T * d
     unembedding = 2 * n * d * vocabulary
-    in_blocks = rate(n, d, d_mlp)
-    total = (block + attention) / in_blocks + unembedding / rate(n, d, 1024)
-    return total, (block + attention + unembedding) / total
+    in_blocks, in_readout = (ours.ask({"matmul": shape}) for shape in [(n, d, d_mlp), (n, d, 1024)])
+    times = {kind: (block + attention) / in_blocks[kind] + unembedding / in_readout[kind] for kind in in_blocks}
+    return times, block + attention + unembedding
 
 
 def main():
@@ -197,8 +197,7 @@ def main():
         "set": lambda: transformer_lens_set(bridge, tokens),
         "all": lambda: transformer_lens_all(bridge, tokens, sample),
     }
-    times = {"floor": []}
-    rates = []
+    times, rates = {}, []
     with torch.inference_mode():
         for turn in range(ROUNDS + 1):
             measured = {}
@@ -213,13 +212,14 @@ def main():
                     expected = {name: x for name, x in expected.items() if name != "copying.copying"}
                     worst = max(compare(answer["metrics"], expected).values())
                     print(f"{what}: {len(expected)} metrics agree, largest difference {worst:.1e}")
-            measured["floor"], rate = floor(ours, transformers.GPT2Config())
-            turns = ", ".join(f"{name}: {found:.2f}" for name, found in measured.items())
+            found, operations = floors(ours, transformers.GPT2Config())
+            measured.update((("floor", kind), time) for kind, time in found.items())
+            turns = ", ".join(f"{' '.join(name)}: {taken:.2f}" for name, taken in measured.items())
             print(f"turn {turn}: {turns}", file=sys.stderr)
             if turn > 0:  # the first one warms everything up
-                rates.append(rate)
-                for name, found in measured.items():
-                    times.setdefault(name, []).append(found)
+                rates.append(operations / found["best"])
+                for name, time_taken in measured.items():
+                    times.setdefault(name, []).append(time_taken)
     report(times, rates, load, ours.load_seconds)
 
 
@@ -229,7 +229,7 @@ def report(times, rates, load, our_load):
     of = "processor time, " if torch.get_num_threads() == 1 else ""
     print(f"{torch.get_num_threads()} threads, {of}median of {ROUNDS} [best]; {versions}")
     print(f"load: TransformerLens {load:.2f} s, ours {our_load:.2f} s")
-    print(f"floor {median['floor']:.3f} s at {statistics.median(rates) / 1e9:.0f} GFLOP/s")
+    print(f"floor {median['floor', 'best']:.3f} s at {statistics.median(rates) / 1e9:.0f} GFLOP/s")
     met = True
     for what, goal in GOALS.items():
         them, us = median["TransformerLens", what], median["ours", what]
@@ -243,9 +243,10 @@ def report(times, rates, load, our_load):
         )
     plain = statistics.median(a / b for a, b in zip(times["vectorised", "set"], times["ours", "set"]))
     print(f"set, vectorised in PyTorch: {median['vectorised', 'set']:.3f} s, {plain:.2f} times ours")
-    ratio = statistics.median(a / b for a, b in zip(times["ours", "set"], times["floor"]))
+    to_floor = lambda kind: statistics.median(a / b for a, b in zip(times["ours", "set"], times["floor", kind]))
+    ratio = to_floor("best")
     verdict = "met" if ratio <= GOAL_FLOOR else "MISSED"
-    print(f"set / floor: {ratio:.2f}, goal at most {GOAL_FLOOR}: {verdict}")
+    print(f"set / floor: {ratio:.2f}, goal at most {GOAL_FLOOR}: {verdict}; to products as sustained: {to_floor('sustained'):.2f}")
     assert math.isfinite(ratio)
 
 

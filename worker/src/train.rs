@@ -101,6 +101,7 @@ fn train(
         config: &loaded.checkpoint.config,
         weights: &loaded.checkpoint.weights,
         text: loaded.text(),
+        record: &loaded.checkpoint.extra,
     });
     let problem = Mutex::new(None);
     let outcome = thread::scope(|scope| {

@@ -56,11 +56,10 @@ pub(super) async fn run(cx: &Context, args: PlotArgs) -> Result<Outcome> {
         };
         let files = draw_all(cx, connection, &status.sweep, &specs, &curves, args.to.as_deref())?;
         if files.is_empty() {
-            return Err(CommandError::not_found(format!(
-                "nothing to draw in {} yet",
-                status.sweep
-            ))
-            .hint("`sweep results` lists the metrics that have values"));
+            let problem = format!("nothing to draw in {}", status.sweep);
+            let hint = "metrics without values are not drawn, nor those with more than two axes beside the steps: \
+                        `sweep results` shows what there is, `sweep export` gives all of it";
+            return Err(CommandError::not_found(problem).hint(hint));
         }
         if cx.output.is_json() {
             let paths: Vec<String> = files.iter().map(|path| path.display().to_string()).collect();

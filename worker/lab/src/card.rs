@@ -145,6 +145,26 @@ pub struct MetricDef {
     pub doc: &'static str,
 }
 
+/// A metric with these axes.
+pub(crate) const fn metric(
+    name: &'static str,
+    unit: Unit,
+    axes: &'static [Axis],
+    doc: &'static str,
+) -> MetricDef {
+    MetricDef { name, unit, axes, doc }
+}
+
+/// A metric of every head.
+pub(crate) const fn of_head(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
+    MetricDef { name, unit, axes: &[Axis::Layer, Axis::Head], doc }
+}
+
+/// A metric of every cell of another metric.
+pub(crate) const fn of_cell(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
+    MetricDef { name, unit, axes: &[Axis::Cell], doc }
+}
+
 /// A metric that is one number per step.
 pub(crate) const fn scalar(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
     MetricDef { name, unit, axes: &[], doc }
@@ -362,6 +382,15 @@ pub struct Figure {
     pub log_x: bool,
     /// Logarithmic value axis.
     pub log_y: bool,
+}
+
+/// A heat map of metrics of heads over the logarithm of the step.
+pub(crate) const fn heat_map(
+    name: &'static str,
+    title: &'static str,
+    metrics: &'static [&'static str],
+) -> Figure {
+    Figure { name, title, kind: FigureKind::HeatMap, metrics, log_x: true, log_y: false }
 }
 
 /// How a figure is drawn.

@@ -22,6 +22,7 @@ mod compare;
 pub mod curve;
 pub mod data;
 mod documents;
+mod each_cell;
 mod error;
 mod executor;
 mod experiment;

@@ -4,7 +4,10 @@
 //! Main type: [`FullBatch`]. Losses are float64; rows of a population are each model's own split of the
 //! same pairs. Invariant: every model of a group answers the same pairs in the same order.
 
-use sweep_lens::{Cache, Device, Hook, Kind, Reduction, Run, Site, Tensor, Transformer, Weights};
+use sweep_lens::{
+    Cache, Config, Device, Hook, Kind, Parameter, Reduction, Run, Site, Tensor, Transformer,
+    Weights, init,
+};
 
 use crate::{
     card::{Figure, FigureKind, MetricDef, Unit},
@@ -90,6 +93,23 @@ pub(crate) fn pairs(record: &serde_json::Value, device: Device) -> Result<Pairs>
     }
     let params: modular_addition::Params = params::decode(&params)?;
     Ok(params.pairs(seed, device))
+}
+
+/// Initial weights of a transformer as the paper's code draws them: normal with a deviation of one over the root of `d_model`,
+/// `std_unembed` in the unembedding, no biases but those of the MLPs, which start at zero.
+pub(crate) fn initial(config: &Config, std_unembed: f64, seed: u64) -> Weights {
+    let std = 1.0 / (config.d_model as f64).sqrt();
+    let is_bias = |name: &str| name.ends_with(".mlp.b_in") || name.ends_with(".mlp.b_out");
+    let tensor = |Parameter { name, shape, optional, .. }| {
+        let tensor = if optional {
+            is_bias(&name).then(|| Tensor::zeros(&shape, (Kind::Float, Device::Cpu)))
+        } else {
+            let std = if name == "unembed.W_U" { std_unembed } else { std };
+            Some(init::normal(seed, &name, &shape, std, Device::Cpu))
+        };
+        tensor.map(|tensor| (name, tensor))
+    };
+    config.parameters().into_iter().filter_map(tensor).collect()
 }
 
 /// What a model reads of the first operand: `[(n_models,) >= p, width]`, row a for operand a.
@@ -194,6 +214,9 @@ impl FullBatch {
         let frequencies: Vec<i64> = match (term.n_random, term.frequencies.is_empty()) {
             (0, true) => (1..=all).collect(),
             (0, false) => term.frequencies.clone(),
+            (n, _) if n > all.unsigned_abs() => {
+                return Err(Error::params("aux_random", format!("{n} of only {all} frequencies")));
+            }
             (n, _) => {
                 let mut rng = random::stream(term.seed, "aux/frequencies");
                 let order = random::permutation(&mut rng, all as usize);
@@ -375,7 +398,6 @@ pub(crate) const FIGURES: &[Figure] = &[
 #[cfg(test)]
 mod tests {
     use serde_json::json;
-    use sweep_lens::{Config, init};
 
     use super::*;
     use crate::{

@@ -7,7 +7,10 @@
 use sweep_lens::{Architecture, Config, Positional, Tensor, checkpoint::Checkpoint};
 
 use crate::{
-    data::text::Bytes,
+    data::{
+        bpe::{Bpe, N_BYTES},
+        text::Bytes,
+    },
     error::{Error, Result},
     recipes::text_lm,
     subject::{Subject, TextCodec},
@@ -103,7 +106,7 @@ impl Prompts {
 
 /// The BOS token of the model's tokenizer, or of the vocabulary that its recipe recorded.
 fn bos(subject: &Subject<'_>) -> Result<Option<i64>> {
-    if let Some(codec) = codec(subject) {
+    if let Some(codec) = codec(subject)? {
         return Ok(codec.bos());
     }
     let vocabulary = Vocabulary::of_checkpoint(&subject.checkpoint.extra)?;
@@ -129,24 +132,31 @@ fn require_bos(subject: &Subject<'_>) -> Result<i64> {
     })
 }
 
-/// The model's tokenizer, or the one of its recipe: `text-lm` reads bytes.
-pub(crate) fn codec<'a>(subject: &Subject<'a>) -> Option<&'a dyn TextCodec> {
-    let Checkpoint { extra, .. } = subject.checkpoint;
-    let is_bytes =
+/// The model's tokenizer, or the one of its recipe: `text-lm` reads bytes, or the byte pairs that it recorded.
+pub(crate) fn codec<'a>(subject: &Subject<'a>) -> Result<Option<Box<dyn TextCodec + 'a>>> {
+    if let Some(codec) = subject.text {
+        return Ok(Some(Box::new(codec)));
+    }
+    let Checkpoint { extra, config, .. } = subject.checkpoint;
+    if let Some(pairs) = Bpe::of_checkpoint(extra)? {
+        return Ok(Some(Box::new(pairs)));
+    }
+    let is_text =
         [&extra["recipe"], &extra["params"]["recipe"]].iter().any(|name| **name == text_lm::NAME);
-    subject.text.or_else(|| is_bytes.then_some(&Bytes as &dyn TextCodec))
+    let is_bytes = is_text && config.d_vocab == N_BYTES;
+    Ok(is_bytes.then(|| Box::new(Bytes) as Box<dyn TextCodec>))
 }
 
 /// What tokens are called, for tables and examples.
 pub(crate) struct Names<'a> {
-    codec: Option<&'a dyn TextCodec>,
+    codec: Option<Box<dyn TextCodec + 'a>>,
     vocabulary: Option<Vocabulary>,
 }
 
 impl<'a> Names<'a> {
     pub(crate) fn of(subject: &Subject<'a>) -> Result<Self> {
         let vocabulary = Vocabulary::of_checkpoint(&subject.checkpoint.extra)?;
-        Ok(Self { codec: codec(subject), vocabulary })
+        Ok(Self { codec: codec(subject)?, vocabulary })
     }
 
     /// Whether tokens have a text, not just numbers.
@@ -161,7 +171,7 @@ impl<'a> Names<'a> {
 
     /// The text of tokens: as written where there is a tokenizer, else words or numbers with spaces between.
     pub(crate) fn text(&self, ids: &[i64]) -> String {
-        match (self.codec, &self.vocabulary) {
+        match (&self.codec, &self.vocabulary) {
             (Some(codec), _) => ids.iter().map(|&id| codec.decode_token(id)).collect(),
             (None, Some(words)) => words.decode(ids),
             (None, None) => ids.iter().map(i64::to_string).collect::<Vec<_>>().join(" "),
@@ -175,7 +185,7 @@ pub(crate) fn encode(
     text: &[String],
     prepend_bos: bool,
 ) -> Result<Vec<Vec<i64>>> {
-    if let Some(codec) = codec(subject) {
+    if let Some(codec) = codec(subject)? {
         return text.iter().map(|text| codec.encode(text, prepend_bos)).collect();
     }
     let Some(words) = Vocabulary::of_checkpoint(&subject.checkpoint.extra)? else {

@@ -7,6 +7,7 @@ use sweep_lens::{Config, Device, Tensor, Transformer, Weights};
 
 use crate::{
     card::Card,
+    data::bpe::Bpe,
     error::{Error, Result},
     experiment::TokenSet,
     interventions::{self, Auxiliary, Interventions, Penalty, UnitKind},
@@ -60,6 +61,12 @@ pub trait Recipe: Send + Sync + 'static {
         None
     }
 
+    /// The byte pairs of a text's tokens; recorded in every checkpoint, so that analyses read texts as the model does.
+    fn byte_pairs(&self, params: &Self::Params) -> Option<Bpe> {
+        let _ = params;
+        None
+    }
+
     /// The same training for the architecture of a checkpoint that it starts from; `None` if the checkpoint has to have
     /// the architecture that the parameters describe.
     ///
@@ -80,6 +87,8 @@ pub struct Base<'a> {
     pub weights: &'a Weights,
     /// Its tokenizer, if it has one.
     pub text: Option<&'a dyn TextCodec>,
+    /// What its training recorded, null if nothing.
+    pub record: &'a serde_json::Value,
 }
 
 /// What the training loop minimises and reports. `model` is a population with a leading model axis if
@@ -215,6 +224,8 @@ pub trait AnyRecipe: Send + Sync {
     fn population(&self, params: &serde_json::Value, device: Device) -> Result<usize>;
     /// See [`Recipe::vocabulary`].
     fn vocabulary(&self, params: &serde_json::Value) -> Result<Option<Vocabulary>>;
+    /// See [`Recipe::byte_pairs`].
+    fn byte_pairs(&self, params: &serde_json::Value) -> Result<Option<Bpe>>;
     /// See [`Recipe::adapt`].
     fn adapt(
         &self,
@@ -293,6 +304,10 @@ impl<R: Recipe> AnyRecipe for R {
 
     fn vocabulary(&self, params: &serde_json::Value) -> Result<Option<Vocabulary>> {
         Ok(Recipe::vocabulary(self, &own::<R>(params)?))
+    }
+
+    fn byte_pairs(&self, params: &serde_json::Value) -> Result<Option<Bpe>> {
+        Ok(Recipe::byte_pairs(self, &own::<R>(params)?))
     }
 
     fn adapt(

@@ -77,6 +77,24 @@ pub trait TextCodec {
     fn hash(&self) -> &str;
 }
 
+impl<C: TextCodec + ?Sized> TextCodec for &C {
+    fn encode(&self, text: &str, prepend_bos: bool) -> Result<Vec<i64>> {
+        (**self).encode(text, prepend_bos)
+    }
+
+    fn decode_token(&self, id: i64) -> String {
+        (**self).decode_token(id)
+    }
+
+    fn bos(&self) -> Option<i64> {
+        (**self).bos()
+    }
+
+    fn hash(&self) -> &str {
+        (**self).hash()
+    }
+}
+
 impl TextCodec for Tokenizer {
     fn encode(&self, text: &str, prepend_bos: bool) -> Result<Vec<i64>> {
         Ok(Tokenizer::encode(self, text, prepend_bos)?)

@@ -10,10 +10,11 @@
 //! - A seed that leaves the finite numbers is reported at the first evaluation that shows it, leaves a
 //!   state that says so, and is taken out of the group; the others go on.
 
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 use sweep_lens::{Config, Device, Kind, Tensor, Transformer, Weights, checkpoint};
 
 use crate::{
+    data::bpe,
     error::{Error, Result, catch},
     group::{Group, Member, reorder},
     interventions::{self, Interventions, Reference},
@@ -148,6 +149,13 @@ pub fn train_from(
     let adapted = base.map(|base| recipe.adapt(&params, base)).transpose()?.flatten();
     let recipe = adapted.as_deref().unwrap_or(recipe);
     let base = base.map(|base| initial(base.weights, &recipe.config(&params)?)).transpose()?;
+    if let Some((at, _)) = interventions.branch()
+        && at > 0
+        && at >= plan.steps
+    {
+        let problem = format!("{at} is no update of a training of {} steps", plan.steps);
+        return Err(Error::params("branch_step", problem));
+    }
     if let Some(&step) = checkpoints.steps.last().filter(|&&step| step > plan.steps) {
         return Err(Error::params(
             "steps",
@@ -284,7 +292,9 @@ impl TrainingRun<'_> {
             let reference = references.get(place);
             if let Some(Err(error)) = reference.map(|r| r.weights.check_finite()) {
                 self.outcomes[member.index] = SeedOutcome::Failed { step: 0 };
-                self.sink.failed(member.index, 0, error.into())?;
+                let problem =
+                    format!("the reference run of the edit left the finite numbers: {error}");
+                self.sink.failed(member.index, 0, Error::Input(problem))?;
                 continue;
             }
             let Member { index, seed, weights, .. } = member;
@@ -320,6 +330,11 @@ impl TrainingRun<'_> {
                     self.end(&group, SeedOutcome::Drained { step: 0 });
                     return Ok(None);
                 }
+            }
+            if let Some((at, seed)) = self.interventions.branch()
+                && step >= at
+            {
+                group.branch(seed)?;
             }
             self.update(&mut group, step);
         }
@@ -438,6 +453,9 @@ impl TrainingRun<'_> {
                 let mut extra = self.identity(self.seeds[index]).to_json();
                 if let Some(vocabulary) = self.recipe.vocabulary(self.params)? {
                     extra[vocabulary::KEY] = vocabulary.to_json();
+                }
+                if let Some(pairs) = self.recipe.byte_pairs(self.params)? {
+                    extra[bpe::KEY] = json!(pairs);
                 }
                 let weights = group.weights(model);
                 let file = checkpoint::encode(group.config(), &weights, step, &extra)?;

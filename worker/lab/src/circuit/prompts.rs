@@ -13,8 +13,8 @@ use super::{
 use crate::{
     data::ioi::Template,
     error::{Error, Result},
-    random,
-    subject::{Subject, TextCodec},
+    prompts, random,
+    subject::Subject,
 };
 
 /// Where things stand in one prompt.
@@ -164,15 +164,7 @@ impl IoiSet {
         };
         pool.sort_unstable();
         pool.dedup();
-        let bos = match params.prepend_bos {
-            Some(true) => Some(subject.text.and_then(TextCodec::bos).ok_or_else(|| {
-                Error::Unsupported(
-                    "`prepend_bos` needs a tokenizer with a BOS token, this model has none"
-                        .to_owned(),
-                )
-            })?),
-            _ => None,
-        };
+        let bos = prompts::bos_in_front(subject, Some(params.prepend_bos == Some(true)))?;
         let mut rng = random::stream(params.seed, "ioi/others");
         let mut prompts = Vec::new();
         for (row, given) in tokens.iter().enumerate() {

@@ -52,8 +52,11 @@ pub fn standardised(y: &[f64]) -> Vec<f64> {
 }
 
 /// Price of a segment in units of the cost, in the manner of BIC: `2 σ² ln n` with the noise σ from the
-/// median absolute first difference, twice that for slopes (from second differences), whose lines go through noisy points, `3 ln n` for Gaussian segments (mean, variance, place), and `ln n` for kernels, whose
-/// cost per point is at most 1.
+/// median absolute first difference, twice that for slopes (from second differences), whose lines go through noisy points,
+/// `3 ln n` for Gaussian segments (mean, variance, place), and `ln n` for kernels, whose cost per point is at most 1.
+///
+/// Differences count about zero, not about their median: a steady trend is noise to levels, which cannot follow it, and an
+/// alternation is noise as well.
 pub fn penalty(cost: Cost, y: &[f64]) -> f64 {
     let ln_n = (y.len().max(2) as f64).ln();
     let differences = |y: &[f64]| y.windows(2).map(|w| w[1] - w[0]).collect::<Vec<f64>>();

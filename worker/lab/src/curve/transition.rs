@@ -142,8 +142,10 @@ impl Transition {
             end,
             width_decades: if options.log_x {
                 2.0 * half_width / 10f64.ln()
+            } else if onset > 0.0 {
+                (end / onset).log10()
             } else {
-                (end / onset.max(f64::MIN_POSITIVE)).log10()
+                f64::NAN
             },
             amplitude_fraction,
             interval: midpoints.map(step),

@@ -7,11 +7,24 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+
+use crate::{
+    data::text::Bytes,
+    error::{Error, Result},
+    subject::TextCodec,
+};
+
 /// Number of byte tokens.
 pub const N_BYTES: i64 = 256;
 
+/// Entry of a checkpoint's `extra` that holds the merges its model was trained with.
+pub const KEY: &str = "byte_pairs";
+
 /// Merges in the order in which they were learned.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Bpe {
     merges: Vec<(i64, i64)>,
 }
@@ -43,6 +56,23 @@ impl Bpe {
             merges.push(pair);
         }
         Self { merges }
+    }
+
+    /// The merges that a checkpoint's `extra` records, if it does.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the entry is no list of pairs of older tokens.
+    pub fn of_checkpoint(extra: &Json) -> Result<Option<Self>> {
+        let Some(entry) = extra.get(KEY) else { return Ok(None) };
+        let malformed =
+            |problem: &str| Error::Input(format!("checkpoint entry `{KEY}`: {problem}"));
+        let bpe = Self::deserialize(entry).map_err(|error| malformed(&error.to_string()))?;
+        for (&(left, right), token) in bpe.merges.iter().zip(N_BYTES..) {
+            if ![left, right].iter().all(|part| (0..token).contains(part)) {
+                return Err(malformed(&format!("token {token} is made of {left} and {right}")));
+            }
+        }
+        Ok(Some(bpe))
     }
 
     /// Number of tokens.
@@ -86,6 +116,29 @@ impl Bpe {
             Some(&(left, right)) => [self.decode(left), self.decode(right)].concat(),
             None => Vec::new(),
         }
+    }
+}
+
+impl TextCodec for Bpe {
+    fn encode(&self, text: &str, prepend_bos: bool) -> Result<Vec<i64>> {
+        Bytes.encode("", prepend_bos)?;
+        Ok(self.encode(text.as_bytes()))
+    }
+
+    fn decode_token(&self, id: i64) -> String {
+        let bytes = self.decode(id);
+        match std::str::from_utf8(&bytes) {
+            Ok(text) if !text.is_empty() => text.to_owned(),
+            _ => format!("<{id}>"),
+        }
+    }
+
+    fn bos(&self) -> Option<i64> {
+        None
+    }
+
+    fn hash(&self) -> &'static str {
+        "byte pairs"
     }
 }
 

@@ -6,7 +6,10 @@
 
 use sweep_lens::{Device, Kind, Tensor};
 
-use crate::random;
+use crate::{
+    error::{Error, Result},
+    random,
+};
 
 /// Names of [`Operation`]s, as parameters give them.
 pub(crate) const OPERATIONS: [&str; 4] = ["add", "subtract", "multiply", "quadratic"];
@@ -69,6 +72,19 @@ pub struct Pairs {
     pub train: Tensor,
     /// i64 `[n_test]`: the other rows, ascending.
     pub test: Tensor,
+}
+
+/// Checks that a split leaves pairs on both sides.
+pub(crate) fn check_split(p: i64, frac_train: f64) -> Result<()> {
+    let n_train = (frac_train * (p * p) as f64).floor() as i64;
+    if (1..p * p).contains(&n_train) {
+        return Ok(());
+    }
+    let problem = format!(
+        "{frac_train} leaves {n_train} of {} pairs to train on, expected some and not all",
+        p * p
+    );
+    Err(Error::params("frac_train", problem))
 }
 
 impl Pairs {

@@ -5,7 +5,10 @@
 
 use sweep_lens::{Device, Kind, Tensor};
 
-use crate::random::counter::Counter;
+use crate::{
+    error::{Error, Result},
+    random::counter::Counter,
+};
 
 /// Endless list of sequences `x_t = R[t mod P]` with `P` uniform in a range and `R` uniform tokens.
 #[derive(Debug)]
@@ -27,6 +30,18 @@ pub struct RepeatedRows {
     pub tokens: Tensor,
     /// i64 `[(n_models,) n_rows, 1]`
     pub period: Tensor,
+}
+
+/// Checks a recipe's range of periods, in whose sequences something must repeat.
+pub(crate) fn check([shortest, longest]: [i64; 2], n_ctx: i64) -> Result<()> {
+    let fail = |problem| Err(Error::params("period_max", problem));
+    if shortest > longest {
+        return fail(format!("{longest} is below period_min {shortest}"));
+    }
+    if longest + 1 >= n_ctx {
+        return fail(format!("{longest} leaves no repeat to predict in n_ctx {n_ctx}"));
+    }
+    Ok(())
 }
 
 impl Repeats {

@@ -32,7 +32,7 @@ use crate::{
     error::{Error, Result},
     experiment::{Analysis, Experiment, Inputs, Subject},
     params::{ParamSet, params},
-    random,
+    prompts, random,
     sink::Context,
     subject::TextCodec,
     value::Value,
@@ -134,7 +134,8 @@ impl Cells {
                 return Err(Error::params(name, "expected at least one, found none"));
             }
         }
-        let words = match subject.text {
+        let codec = prompts::codec(subject)?;
+        let words = match codec {
             Some(_) => None,
             None => Some(Vocabulary::of_checkpoint(&subject.checkpoint.extra)?.ok_or_else(|| {
                 Error::Unsupported(
@@ -155,13 +156,13 @@ impl Cells {
                     if found.len() as u64 == params.n_questions {
                         break;
                     }
-                    let asked = match (subject.text, &words) {
+                    let asked = match (&codec, &words) {
                         (Some(codec), _) => {
                             let digits = params.n_digits as u32;
                             let question =
                                 probes::question(probe, n_shots as usize, digits, &mut rng);
                             let bos = params.prepend_bos.unwrap_or(subject.prepend_bos);
-                            in_tokens(codec, &question, bos)
+                            in_tokens(codec.as_ref(), &question, bos)
                         }
                         (None, Some(words)) if probe == "labels" => {
                             in_words(words, n_shots as usize, &mut rng)

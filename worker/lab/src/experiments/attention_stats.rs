@@ -25,7 +25,7 @@
 use sweep_lens::{Device, Hook, Kind, Tensor};
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Card, Figure, MetricDef, Requires, Stage, Unit, heat_map, of_head},
     error::Result,
     experiment::{Analysis, Experiment, Inputs, Observer, Subject},
     params::{ParamSet, params},
@@ -266,10 +266,6 @@ impl Observer for Stats {
     }
 }
 
-const fn of_head(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[Axis::Layer, Axis::Head], doc }
-}
-
 const METRICS: &[MetricDef] = &[
     of_head("first_token", Unit::Probability, "Mean attention to the first position"),
     of_head("current_token", Unit::Probability, "Mean attention to the query itself"),
@@ -291,18 +287,10 @@ const METRICS: &[MetricDef] = &[
     },
 ];
 
-const fn figure(
-    name: &'static str,
-    title: &'static str,
-    metrics: &'static [&'static str],
-) -> Figure {
-    Figure { name, title, kind: FigureKind::HeatMap, metrics, log_x: true, log_y: false }
-}
-
 const FIGURES: &[Figure] = &[
-    figure("first-token", "Attention to the first position", &["first_token"]),
-    figure("entropy", "Normalised entropy of attention", &["entropy_normalized"]),
-    figure("positional", "Attention to the best fixed offset", &["positional"]),
+    heat_map("first-token", "Attention to the first position", &["first_token"]),
+    heat_map("entropy", "Normalised entropy of attention", &["entropy_normalized"]),
+    heat_map("positional", "Attention to the best fixed offset", &["positional"]),
 ];
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ use crate::{
         change_point::{self, Cost, KERNEL_MAX, Segmenter},
         transition::quantile,
     },
+    each_cell::each_cell,
     error::{Error, Result},
     experiment::{Experiment, Inputs},
     params::{MetricName, ParamSet, params},
@@ -103,8 +104,7 @@ impl Experiment for ChangePoints {
         }
         let cells = series.cells();
         let max_changes = params.max_changes as usize;
-        let mut found: Vec<(Vec<f64>, Vec<Change>)> = Vec::with_capacity(cells.len());
-        for (index, cell) in cells.iter().enumerate() {
+        let found: Vec<(Vec<f64>, Vec<Change>)> = each_cell(&cells, cx, |(): &mut (), cell| {
             let finite = series.points.iter().zip(&cell.values).filter(|(_, y)| y.is_finite());
             let (steps, y): (Vec<f64>, Vec<f64>) =
                 finite.map(|((step, _), &y)| (*step as f64, y)).unzip();
@@ -114,9 +114,8 @@ impl Experiment for ChangePoints {
             changes.sort_by(|a, b| b.gain.total_cmp(&a.gain));
             changes.truncate(max_changes);
             changes.sort_by_key(|change| change.at);
-            found.push((steps, changes));
-            cx.progress(index as u64 + 1, cells.len() as u64)?;
-        }
+            (steps, changes)
+        })?;
         let labels: Vec<&str> = cells.iter().map(|cell| cell.label.as_str()).collect();
         let counts = found.iter().map(|(_, changes)| changes.len() as f64).collect();
         cx.metric("n_changes", Value::labelled(&labels, counts))?;

@@ -18,7 +18,7 @@
 use sweep_lens::{Config, Kind, Tensor, Weights};
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, of_head},
     error::{Error, Result},
     experiment::{Experiment, Inputs},
     params::{ParamSet, params},
@@ -164,10 +164,6 @@ fn pearson(a: &[f64], b: &[f64]) -> f64 {
         a.iter().zip(b).map(|(a, b)| read(a - mean_a, b - mean_b)).sum()
     };
     sum(&|a, b| a * b) / (sum(&|a, _| a * a) * sum(&|_, b| b * b)).sqrt()
-}
-
-const fn of_head(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[Axis::Layer, Axis::Head], doc }
 }
 
 const METRICS: &[MetricDef] = &[

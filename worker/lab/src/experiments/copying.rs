@@ -20,7 +20,7 @@
 use sweep_lens::{Config, Device, Hook, Kind, NormPosition, Site, Tensor, Weights};
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Axis, Card, Figure, MetricDef, Requires, Stage, Unit, heat_map},
     error::{Error, Result},
     experiment::{Analysis, Experiment, Inputs, Observer, Subject},
     params::{ParamSet, params},
@@ -270,17 +270,9 @@ const METRICS: &[MetricDef] = &[
     },
 ];
 
-const fn figure(
-    name: &'static str,
-    title: &'static str,
-    metrics: &'static [&'static str],
-) -> Figure {
-    Figure { name, title, kind: FigureKind::HeatMap, metrics, log_x: true, log_y: false }
-}
-
 const FIGURES: &[Figure] = &[
-    figure("copying", "Copying score of every head", &["copying"]),
-    figure("ov-copying", "Eigenvalue copying score of every head", &["ov_copying"]),
+    heat_map("copying", "Copying score of every head", &["copying"]),
+    heat_map("ov-copying", "Eigenvalue copying score of every head", &["ov_copying"]),
 ];
 
 #[cfg(test)]

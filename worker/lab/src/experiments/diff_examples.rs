@@ -20,7 +20,7 @@
 //! Problem 5.17 of the experiment list, D39; classes after Olsson et al. 2022, arXiv 2209.11895 (repeated tokens).
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, metric},
     compare::Couple,
     curve::{order::interval, transition::quantile},
     documents::{Documents, document_params},
@@ -193,15 +193,6 @@ impl Sums {
         cx.metric("gain_enrichment", by_class(&|c| enrichment(c[2], self.gained, c[0])))?;
         cx.metric("drop_enrichment", by_class(&|c| enrichment(c[3], self.lost, c[0])))
     }
-}
-
-const fn metric(
-    name: &'static str,
-    unit: Unit,
-    axes: &'static [Axis],
-    doc: &'static str,
-) -> MetricDef {
-    MetricDef { name, unit, axes, doc }
 }
 
 const CLASS: &[Axis] = &[Axis::TokenClass];

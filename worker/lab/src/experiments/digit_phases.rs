@@ -20,7 +20,7 @@
 //! Nanda et al. 2023, arXiv 2301.05217, on 5-digit addition; the sigmoid test is that of `phase-transition`.
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, of_cell},
     curve::{
         fit::{Fits, Model},
         order::ranks,
@@ -181,23 +181,19 @@ const READ: &[(&str, Read)] = &[
     ("verdict", |p| f64::from(u8::from(p.is_change))),
 ];
 
-const fn cell(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[Axis::Cell], doc }
-}
-
 const fn count(name: &'static str, doc: &'static str) -> MetricDef {
     MetricDef { name, unit: Unit::Count, axes: &[], doc }
 }
 
 const METRICS: &[MetricDef] = &[
-    cell("half_step", Unit::Steps, "First step with half of the change done"),
-    cell("learned_step", Unit::Steps, "Step from which on it stays at or below the threshold"),
-    cell("onset", Unit::Steps, "Step at 10 % of the fitted change"),
-    cell("midpoint", Unit::Steps, "Step at half of the fitted change"),
-    cell("width", Unit::Steps, "Steps from 10 to 90 % of the fitted change"),
-    cell("daic", Unit::Dimensionless, "AIC of the better of line and power law minus logistic"),
-    cell("verdict", Unit::Truth, "1: a phase change of its own, else 0"),
-    cell("rank", Unit::Count, "Place in the order of half steps, 1 first, ties shared"),
+    of_cell("half_step", Unit::Steps, "First step with half of the change done"),
+    of_cell("learned_step", Unit::Steps, "Step from which on it stays at or below the threshold"),
+    of_cell("onset", Unit::Steps, "Step at 10 % of the fitted change"),
+    of_cell("midpoint", Unit::Steps, "Step at half of the fitted change"),
+    of_cell("width", Unit::Steps, "Steps from 10 to 90 % of the fitted change"),
+    of_cell("daic", Unit::Dimensionless, "AIC of the better of line and power law minus logistic"),
+    of_cell("verdict", Unit::Truth, "1: a phase change of its own, else 0"),
+    of_cell("rank", Unit::Count, "Place in the order of half steps, 1 first, ties shared"),
     count("n_phase_changes", "Cells with a phase change"),
     count("n_learned", "Cells that stay at or below the threshold at the end"),
     count("n_separate", "Learned cells or groups of them that fall at separate times"),

@@ -19,7 +19,7 @@
 use sweep_lens::{Hook, Kind, Tensor};
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Axis, Card, Figure, MetricDef, Requires, Stage, Unit, heat_map},
     error::Result,
     experiment::{Analysis, Experiment, Inputs, Observer, Subject},
     params::{ParamSet, params},
@@ -218,18 +218,10 @@ const METRICS: &[MetricDef] = &[
     },
 ];
 
-const fn figure(
-    name: &'static str,
-    title: &'static str,
-    metrics: &'static [&'static str],
-) -> Figure {
-    Figure { name, title, kind: FigureKind::HeatMap, metrics, log_x: true, log_y: false }
-}
-
 const FIGURES: &[Figure] = &[
-    figure("induction-head", "Attention behind earlier places of the token", &["induction_head"]),
-    figure("previous-token-head", "Attention to the position in front", &["previous_token_head"]),
-    figure(
+    heat_map("induction-head", "Attention behind earlier places of the token", &["induction_head"]),
+    heat_map("previous-token-head", "Attention to the position in front", &["previous_token_head"]),
+    heat_map(
         "duplicate-token-head",
         "Attention to earlier places of the token",
         &["duplicate_token_head"],

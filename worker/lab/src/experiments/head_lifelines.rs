@@ -24,8 +24,9 @@ use rand::Rng;
 use serde::Serialize;
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, of_cell},
     curve::{corner::noise, order::interval},
+    each_cell::each_cell,
     error::Result,
     experiment::{Experiment, Inputs},
     params::{MetricName, ParamSet, params},
@@ -83,13 +84,11 @@ impl Experiment for HeadLifelines {
         let series = input.series(&params.metric.0)?;
         let steps: Vec<u64> = series.points.iter().map(|point| point.0).collect();
         let cells = series.cells();
-        let mut found = Vec::with_capacity(cells.len());
-        for (done, cell) in cells.iter().enumerate() {
+        let found = each_cell(&cells, cx, |(): &mut (), cell| {
             // A stream per cell: results do not depend on which other cells there are.
             let mut rng = random::stream(params.seed, &format!("head-lifelines/{}", cell.label));
-            found.push(Lifeline::of(&steps, &cell.values, &params, &mut rng));
-            cx.progress(done as u64 + 1, cells.len() as u64)?;
-        }
+            Lifeline::of(&steps, &cell.values, &params, &mut rng)
+        })?;
         let labels: Vec<&str> = cells.iter().map(|cell| cell.label.as_str()).collect();
         for &step in &steps {
             let alive: Vec<f64> =
@@ -269,28 +268,28 @@ const READ: [(&str, Read); 16] = [
     ("p_shuffled", |line| line.p_shuffled),
 ];
 
-const fn cell(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[Axis::Cell], doc }
-}
-
 const METRICS: &[MetricDef] = &[
-    cell("n_lives", Unit::Count, "Lives"),
-    cell("lives_at_end", Unit::Truth, "1 if it lives at the last checkpoint, else 0"),
-    cell("birth", Unit::Steps, "First checkpoint of the first life"),
-    cell("birth_bracket_low", Unit::Steps, "The checkpoint in front of it"),
-    cell("birth_low", Unit::Steps, "95 % interval from noisy copies of the curve, lower end"),
-    cell("birth_high", Unit::Steps, "The same, upper end"),
-    cell("born_share", Unit::Probability, "Noisy copies of the curve with a life"),
-    cell("death", Unit::Steps, "First checkpoint behind the last life; NaN if it lives at the end"),
-    cell("death_bracket_low", Unit::Steps, "Last checkpoint of that life"),
-    cell("death_low", Unit::Steps, "95 % interval from noisy copies of the curve, lower end"),
-    cell("death_high", Unit::Steps, "The same, upper end"),
-    cell("peak", Unit::Dimensionless, "Largest score, in the metric's unit"),
-    cell("peak_step", Unit::Steps, "Its checkpoint"),
-    cell("peak_bracket_low", Unit::Steps, "The checkpoint before that one"),
-    cell("peak_bracket_high", Unit::Steps, "The checkpoint after it"),
-    cell("p_shuffled", Unit::Probability, "Shuffles of the checkpoints with as long a life"),
-    cell("alive", Unit::Truth, "1 inside a life, else 0"),
+    of_cell("n_lives", Unit::Count, "Lives"),
+    of_cell("lives_at_end", Unit::Truth, "1 if it lives at the last checkpoint, else 0"),
+    of_cell("birth", Unit::Steps, "First checkpoint of the first life"),
+    of_cell("birth_bracket_low", Unit::Steps, "The checkpoint in front of it"),
+    of_cell("birth_low", Unit::Steps, "95 % interval from noisy copies of the curve, lower end"),
+    of_cell("birth_high", Unit::Steps, "The same, upper end"),
+    of_cell("born_share", Unit::Probability, "Noisy copies of the curve with a life"),
+    of_cell(
+        "death",
+        Unit::Steps,
+        "First checkpoint behind the last life; NaN if it lives at the end",
+    ),
+    of_cell("death_bracket_low", Unit::Steps, "Last checkpoint of that life"),
+    of_cell("death_low", Unit::Steps, "95 % interval from noisy copies of the curve, lower end"),
+    of_cell("death_high", Unit::Steps, "The same, upper end"),
+    of_cell("peak", Unit::Dimensionless, "Largest score, in the metric's unit"),
+    of_cell("peak_step", Unit::Steps, "Its checkpoint"),
+    of_cell("peak_bracket_low", Unit::Steps, "The checkpoint before that one"),
+    of_cell("peak_bracket_high", Unit::Steps, "The checkpoint after it"),
+    of_cell("p_shuffled", Unit::Probability, "Shuffles of the checkpoints with as long a life"),
+    of_cell("alive", Unit::Truth, "1 inside a life, else 0"),
     MetricDef { name: "n_alive", unit: Unit::Count, axes: &[], doc: "Cells that live" },
 ];
 

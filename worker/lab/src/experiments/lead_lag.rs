@@ -23,7 +23,7 @@
 //! Granger 1969; Rubin 1981 (Bayesian bootstrap); Olsson et al. 2022 (co-occurrence of induction heads and in-context learning); Nanda 2022, open problem 5.12.
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, of_cell},
     curve::lag::{
         Granger, Lags, MIN_INCREMENTS, Shifts, best_order, granger, increments, shift_test,
     },
@@ -128,7 +128,7 @@ struct Pair {
     y: Vec<f64>,
 }
 
-/// Cells that belong together, over the steps where both metrics have all their values.
+/// Cells that belong together, over the steps where both metrics have all their values; without cells that never have one.
 fn pairs(leader: &Series, follower: &Series, params: &Params) -> Result<(Vec<u64>, Vec<Pair>)> {
     let of = |series: &Series| -> Vec<u64> { series.points.iter().map(|point| point.0).collect() };
     let (first, second) = (of(leader), of(follower));
@@ -152,10 +152,15 @@ fn pairs(leader: &Series, follower: &Series, params: &Params) -> Result<(Vec<u64
             ),
         ));
     }
-    let common: Vec<(usize, usize)> = first
+    let shared: Vec<(usize, usize)> = first
         .iter()
         .enumerate()
         .filter_map(|(at, step)| Some((at, second.binary_search(step).ok()?)))
+        .collect();
+    // A cell that never has a value, as the loss of a first token, says nothing about the others.
+    labelled.retain(|(_, x, y)| shared.iter().any(|&(a, b)| x[a].is_finite() && y[b].is_finite()));
+    let common: Vec<(usize, usize)> = shared
+        .into_iter()
         .filter(|&(a, b)| labelled.iter().all(|(_, x, y)| x[a].is_finite() && y[b].is_finite()))
         .collect();
     let pairs = labelled.into_iter().map(|(label, x, y)| Pair {
@@ -235,30 +240,26 @@ const READ: [(&str, Read); 18] = [
     ("p_backward_shift", |row| row.backward_shift),
 ];
 
-const fn cell(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[Axis::Cell], doc }
-}
-
 const METRICS: &[MetricDef] = &[
-    cell("lag", Unit::Count, "Checkpoints by which the leader leads; negative: it lags"),
-    cell("lag_low", Unit::Count, "95 % bootstrap interval of it, lower end"),
-    cell("lag_high", Unit::Count, "The same, upper end"),
-    cell("lag_steps", Unit::Steps, "The lag in steps; NaN for uneven checkpoints"),
-    cell("peak", Unit::Ratio, "Correlation of increments at that lag"),
-    cell("peak_low", Unit::Ratio, "95 % bootstrap interval of the largest, lower end"),
-    cell("peak_high", Unit::Ratio, "The same, upper end"),
-    cell("p_shift", Unit::Probability, "Share of circular shifts with as large a peak"),
-    cell("peak_null_high", Unit::Ratio, "95 % quantile of the peak's magnitude over the shifts"),
-    cell("lead_score", Unit::Ratio, "Squared correlations with the leader first minus last"),
-    cell("lead_score_low", Unit::Ratio, "95 % bootstrap interval of it, lower end"),
-    cell("lead_score_high", Unit::Ratio, "The same, upper end"),
-    cell("order", Unit::Count, "Order of the autoregressions, by BIC"),
-    cell("f_forward", Unit::Dimensionless, "F of the leader's past for the follower"),
-    cell("p_forward", Unit::Probability, "Its p by the F distribution"),
-    cell("p_forward_shift", Unit::Probability, "Share of circular shifts with as large an F"),
-    cell("f_backward", Unit::Dimensionless, "F of the follower's past for the leader"),
-    cell("p_backward", Unit::Probability, "Its p by the F distribution"),
-    cell("p_backward_shift", Unit::Probability, "Share of circular shifts with as large an F"),
+    of_cell("lag", Unit::Count, "Checkpoints by which the leader leads; negative: it lags"),
+    of_cell("lag_low", Unit::Count, "95 % bootstrap interval of it, lower end"),
+    of_cell("lag_high", Unit::Count, "The same, upper end"),
+    of_cell("lag_steps", Unit::Steps, "The lag in steps; NaN for uneven checkpoints"),
+    of_cell("peak", Unit::Ratio, "Correlation of increments at that lag"),
+    of_cell("peak_low", Unit::Ratio, "95 % bootstrap interval of the largest, lower end"),
+    of_cell("peak_high", Unit::Ratio, "The same, upper end"),
+    of_cell("p_shift", Unit::Probability, "Share of circular shifts with as large a peak"),
+    of_cell("peak_null_high", Unit::Ratio, "95 % quantile of the peak's magnitude over the shifts"),
+    of_cell("lead_score", Unit::Ratio, "Squared correlations with the leader first minus last"),
+    of_cell("lead_score_low", Unit::Ratio, "95 % bootstrap interval of it, lower end"),
+    of_cell("lead_score_high", Unit::Ratio, "The same, upper end"),
+    of_cell("order", Unit::Count, "Order of the autoregressions, by BIC"),
+    of_cell("f_forward", Unit::Dimensionless, "F of the leader's past for the follower"),
+    of_cell("p_forward", Unit::Probability, "Its p by the F distribution"),
+    of_cell("p_forward_shift", Unit::Probability, "Share of circular shifts with as large an F"),
+    of_cell("f_backward", Unit::Dimensionless, "F of the follower's past for the leader"),
+    of_cell("p_backward", Unit::Probability, "Its p by the F distribution"),
+    of_cell("p_backward_shift", Unit::Probability, "Share of circular shifts with as large an F"),
     MetricDef {
         name: "correlation",
         unit: Unit::Ratio,
@@ -367,6 +368,18 @@ mod tests {
         let error = run(heads(0.0), other).unwrap_err();
         assert_eq!(error.class(), Class::Params);
         assert!(error.to_string().contains("no cell"), "{error}");
+    }
+
+    #[test]
+    fn a_cell_without_values_leaves_the_others_their_steps() {
+        let curves = [vec![f64::NAN; 80], burst(0.0, 1.0, 1), burst(3.0, 1.0, 2)];
+        let points = (0..80usize).map(|t| {
+            let data = curves.iter().map(|curve| curve[t]).collect();
+            (t as u64 * 25, Value::array(vec![3], data, vec![None]))
+        });
+        let follower = series(&["position"], points.collect());
+        let sink = run(scalars(&burst(0.0, 1.0, 3)), follower).unwrap();
+        assert_eq!(last(&sink, "lag"), [0.0, 3.0]);
     }
 
     #[test]

@@ -17,7 +17,7 @@
 use serde_json::json;
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, metric},
     compare::{Couple, different},
     documents::{Documents, document_params},
     error::Result,
@@ -197,15 +197,6 @@ fn emit_weights(couple: &Couple<'_>, sites: &Sites, cx: &mut Context<'_>) -> Res
 const NEURONS: &[Axis] = &[Axis::Site, Axis::Layer, Axis::Neuron];
 const LAYERS: &[Axis] = &[Axis::Site, Axis::Layer];
 const WEIGHTS: &[Axis] = &[Axis::Layer, Axis::Neuron];
-
-const fn metric(
-    name: &'static str,
-    unit: Unit,
-    axes: &'static [Axis],
-    doc: &'static str,
-) -> MetricDef {
-    MetricDef { name, unit, axes, doc }
-}
 
 const METRICS: &[MetricDef] = &[
     metric("jaccard", Unit::Ratio, NEURONS, "Shared fraction of the places of largest activation"),

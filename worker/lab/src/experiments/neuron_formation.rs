@@ -20,7 +20,7 @@
 use sweep_lens::{Kind, Tensor, Transformer, checkpoint::Checkpoint, init};
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, metric},
     curve::{
         order::interval,
         transition::{Known, Options, Transition},
@@ -399,15 +399,6 @@ const SITES: &[Axis] = &[Axis::Site, Axis::Layer, Axis::Neuron];
 const LAYERS: &[Axis] = &[Axis::Layer, Axis::Neuron];
 const TESTED: &[Axis] = &[Axis::Measure, Axis::Layer, Axis::Neuron];
 const MEASURES: &[Axis] = &[Axis::Measure];
-
-const fn metric(
-    name: &'static str,
-    unit: Unit,
-    axes: &'static [Axis],
-    doc: &'static str,
-) -> MetricDef {
-    MetricDef { name, unit, axes, doc }
-}
 
 const METRICS: &[MetricDef] = &[
     metric("jaccard", Unit::Ratio, SITES, "Shared fraction of top places with the last checkpoint"),

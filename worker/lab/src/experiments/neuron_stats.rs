@@ -17,7 +17,7 @@
 //! neurons); Pébay 2008 (one-pass moments); D27, D28.
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, metric},
     documents::{Documents, document_params},
     error::Result,
     experiment::{Analysis, Experiment, Inputs, Subject},
@@ -139,15 +139,6 @@ fn emit_weights(subject: &Subject<'_>, sites: &Sites, cx: &mut Context<'_>) -> R
 
 const NEURONS: &[Axis] = &[Axis::Site, Axis::Layer, Axis::Neuron];
 const WEIGHTS: &[Axis] = &[Axis::Layer, Axis::Neuron];
-
-const fn metric(
-    name: &'static str,
-    unit: Unit,
-    axes: &'static [Axis],
-    doc: &'static str,
-) -> MetricDef {
-    MetricDef { name, unit, axes, doc }
-}
 
 const METRICS: &[MetricDef] = &[
     metric("mean", Unit::Dimensionless, NEURONS, "Mean activation"),

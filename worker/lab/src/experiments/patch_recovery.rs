@@ -23,7 +23,7 @@ use serde_json::json;
 use sweep_lens::{Cache, Config, Hook, Hooks, Patch, Site, Tensor, Transformer, Weights};
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, metric},
     compare::{Couple, different},
     documents::{Batch, Documents, document_params},
     error::{Error, Result},
@@ -354,15 +354,6 @@ fn emit_cells(config: &Config, params: &Params, found: &[f64], cx: &mut Context<
 }
 
 const PLACES: &[Axis] = &[Axis::Layer, Axis::Position];
-
-const fn metric(
-    name: &'static str,
-    unit: Unit,
-    axes: &'static [Axis],
-    doc: &'static str,
-) -> MetricDef {
-    MetricDef { name, unit, axes, doc }
-}
 
 const METRICS: &[MetricDef] = &[
     metric("gap", Unit::Nats, &[], "Mean log-probability of the donor minus the receiver"),

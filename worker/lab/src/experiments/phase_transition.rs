@@ -25,11 +25,12 @@
 use serde::Serialize;
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, of_cell},
     curve::{
         fit::Model,
         transition::{Known, Options, Transition},
     },
+    each_cell::each_cell,
     error::Result,
     experiment::{Experiment, Inputs},
     params::{MetricName, ParamSet, params},
@@ -98,16 +99,13 @@ impl Experiment for PhaseTransition {
             n_bootstrap: params.n_bootstrap as usize,
         };
         let cells = series.cells();
-        let mut known = Known::default();
-        let mut found = Vec::with_capacity(cells.len());
-        for (index, cell) in cells.iter().enumerate() {
+        let found = each_cell(&cells, cx, |known: &mut Known, cell| {
             // A stream per cell: results do not depend on which other cells there are.
             let mut rng = random::stream(params.seed, &format!("phase-transition/{}", cell.label));
             let values = &cell.values[before..];
-            let tested = Transition::test_with(&mut known, &steps, values, options, &mut rng);
-            found.push(tested.counted_from(params.since));
-            cx.progress(index as u64 + 1, cells.len() as u64)?;
-        }
+            let tested = Transition::test_with(known, &steps, values, options, &mut rng);
+            tested.counted_from(params.since)
+        })?;
         let labels: Vec<&str> = cells.iter().map(|cell| cell.label.as_str()).collect();
         for (name, read) in READ {
             cx.metric(name, Value::labelled(&labels, found.iter().map(read).collect()))?;
@@ -159,10 +157,6 @@ const READ: &[(&str, Read)] = &[
     ("log_y", |t| f64::from(u8::from(t.log_y))),
 ];
 
-const fn cell(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[Axis::Cell], doc }
-}
-
 const METRICS: &[MetricDef] = &[
     MetricDef {
         name: "fraction",
@@ -170,25 +164,33 @@ const METRICS: &[MetricDef] = &[
         axes: &[],
         doc: "Share of the curves whose verdict is 1",
     },
-    cell("verdict", Unit::Truth, "1: transition, 0: smooth, none, or too few points"),
-    cell("midpoint", Unit::Steps, "Step at half of the change"),
-    cell("onset", Unit::Steps, "Step at 10 % of the change"),
-    cell("end", Unit::Steps, "Step at 90 % of the change"),
-    cell("width_decades", Unit::Decades, "From onset to end"),
-    cell("amplitude_fraction", Unit::Ratio, "Height of the logistic over the curve's range"),
-    cell("dbic", Unit::Dimensionless, "BIC of the better of line and power law minus logistic"),
-    cell("dbic_ar1", Unit::Dimensionless, "The same with AR(1) errors, constant included"),
-    cell("two_step_dbic", Unit::Dimensionless, "BIC of one logistic minus two; > 10: two steps"),
-    cell("midpoint_low", Unit::Steps, "95 % block-bootstrap interval of the midpoint, lower end"),
-    cell("midpoint_high", Unit::Steps, "The same, upper end"),
-    cell("bracket_low", Unit::Steps, "Last checkpoint before the midpoint"),
-    cell("bracket_high", Unit::Steps, "First checkpoint at or after the midpoint"),
-    cell("abruptness", Unit::Ratio, "Share of the change in a tenth of the x range; line: 0.1"),
-    cell("abruptness_low", Unit::Ratio, "95 % interval around isotonic regression, lower end"),
-    cell("abruptness_high", Unit::Ratio, "The same, upper end"),
-    cell("slope_ratio", Unit::Ratio, "Steepest slope between checkpoints over mean slope; line: 1"),
-    cell("n_points", Unit::Count, "Finite points used"),
-    cell("log_y", Unit::Truth, "1 if ln y was fitted"),
+    of_cell("verdict", Unit::Truth, "1: transition, 0: smooth, none, or too few points"),
+    of_cell("midpoint", Unit::Steps, "Step at half of the change"),
+    of_cell("onset", Unit::Steps, "Step at 10 % of the change"),
+    of_cell("end", Unit::Steps, "Step at 90 % of the change"),
+    of_cell("width_decades", Unit::Decades, "From onset to end"),
+    of_cell("amplitude_fraction", Unit::Ratio, "Height of the logistic over the curve's range"),
+    of_cell("dbic", Unit::Dimensionless, "BIC of the better of line and power law minus logistic"),
+    of_cell("dbic_ar1", Unit::Dimensionless, "The same with AR(1) errors, constant included"),
+    of_cell("two_step_dbic", Unit::Dimensionless, "BIC of one logistic minus two; > 10: two steps"),
+    of_cell(
+        "midpoint_low",
+        Unit::Steps,
+        "95 % block-bootstrap interval of the midpoint, lower end",
+    ),
+    of_cell("midpoint_high", Unit::Steps, "The same, upper end"),
+    of_cell("bracket_low", Unit::Steps, "Last checkpoint before the midpoint"),
+    of_cell("bracket_high", Unit::Steps, "First checkpoint at or after the midpoint"),
+    of_cell("abruptness", Unit::Ratio, "Share of the change in a tenth of the x range; line: 0.1"),
+    of_cell("abruptness_low", Unit::Ratio, "95 % interval around isotonic regression, lower end"),
+    of_cell("abruptness_high", Unit::Ratio, "The same, upper end"),
+    of_cell(
+        "slope_ratio",
+        Unit::Ratio,
+        "Steepest slope between checkpoints over mean slope; line: 1",
+    ),
+    of_cell("n_points", Unit::Count, "Finite points used"),
+    of_cell("log_y", Unit::Truth, "1 if ln y was fitted"),
 ];
 
 const FIGURES: &[Figure] = &[Figure {

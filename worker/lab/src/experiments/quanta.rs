@@ -20,7 +20,7 @@
 //! Michaud, Liu, Girit, Tegmark 2023, arXiv 2303.13506; sigmoid test as in `phase-transition`.
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, scalar},
+    card::{Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, of_cell, scalar},
     curve::{
         abruptness::abruptness,
         fit::{Fits, Model, Points},
@@ -249,19 +249,15 @@ const CELLS: &[(&str, Read)] = &[
     ("verdict", |quantum| f64::from(u8::from(quantum.is_transition))),
 ];
 
-const fn cell(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[Axis::Cell], doc }
-}
-
 const METRICS: &[MetricDef] = &[
-    cell(
+    of_cell(
         "t_half",
         Unit::Steps,
         "First step below the fraction of the first value; NaN: not learned",
     ),
-    cell("step_frac", Unit::Ratio, "Share of the change in a tenth of log time; line: 0.1"),
-    cell("step_frac_smooth", Unit::Ratio, "The same for the best power law through the cell"),
-    cell("verdict", Unit::Truth, "1: learned, in a transition by the sigmoid test; 0: not"),
+    of_cell("step_frac", Unit::Ratio, "Share of the change in a tenth of log time; line: 0.1"),
+    of_cell("step_frac_smooth", Unit::Ratio, "The same for the best power law through the cell"),
+    of_cell("verdict", Unit::Truth, "1: learned, in a transition by the sigmoid test; 0: not"),
     scalar("n_learned", Unit::Count, "Cells that fall below the fraction"),
     scalar(
         "rank_correlation",

@@ -16,7 +16,7 @@
 //! Jermyn and Shlegeris 2022, "Multi-component learning and S-curves".
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
+    card::{Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, of_cell},
     curve::growth::Evidence,
     error::Result,
     experiment::{Experiment, Inputs},
@@ -104,25 +104,21 @@ const READ: &[(&str, Read)] = &[
     ("t1", |e| e.t_left[3]),
 ];
 
-const fn cell(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[Axis::Cell], doc }
-}
-
 const METRICS: &[MetricDef] = &[
-    cell("aic_exponential", Unit::Dimensionless, "AIC of the exponential, one component"),
-    cell("aic_power_law", Unit::Dimensionless, "AIC of the power law"),
-    cell("aic_s_curve", Unit::Dimensionless, "AIC of the S-curve, two components"),
-    cell("daic", Unit::Dimensionless, "AIC of the better rival minus the S-curve's"),
-    cell("midpoint", Unit::Steps, "Step at which the product has half its final size"),
-    cell("width", Unit::Steps, "Steps in which the product grows by a factor e while small"),
-    cell("rate", Unit::Dimensionless, "Growth of the small product per step"),
-    cell("rate_r2", Unit::Ratio, "R squared of ln product against steps while it is small"),
-    cell("rate_width", Unit::Ratio, "Rate times width; two components predict 1"),
-    cell("t90", Unit::Steps, "First step with less than 90 % of the fall left"),
-    cell("t50", Unit::Steps, "The same for 50 %"),
-    cell("t10", Unit::Steps, "The same for 10 %"),
-    cell("t1", Unit::Steps, "The same for 1 %"),
-    cell("verdict", Unit::Truth, "1: falls as two components would, else 0"),
+    of_cell("aic_exponential", Unit::Dimensionless, "AIC of the exponential, one component"),
+    of_cell("aic_power_law", Unit::Dimensionless, "AIC of the power law"),
+    of_cell("aic_s_curve", Unit::Dimensionless, "AIC of the S-curve, two components"),
+    of_cell("daic", Unit::Dimensionless, "AIC of the better rival minus the S-curve's"),
+    of_cell("midpoint", Unit::Steps, "Step at which the product has half its final size"),
+    of_cell("width", Unit::Steps, "Steps in which the product grows by a factor e while small"),
+    of_cell("rate", Unit::Dimensionless, "Growth of the small product per step"),
+    of_cell("rate_r2", Unit::Ratio, "R squared of ln product against steps while it is small"),
+    of_cell("rate_width", Unit::Ratio, "Rate times width; two components predict 1"),
+    of_cell("t90", Unit::Steps, "First step with less than 90 % of the fall left"),
+    of_cell("t50", Unit::Steps, "The same for 50 %"),
+    of_cell("t10", Unit::Steps, "The same for 10 %"),
+    of_cell("t1", Unit::Steps, "The same for 1 %"),
+    of_cell("verdict", Unit::Truth, "1: falls as two components would, else 0"),
 ];
 
 const FIGURES: &[Figure] = &[Figure {

@@ -26,7 +26,7 @@ use rand::Rng;
 use serde_json::Value as Json;
 
 use crate::{
-    card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Scope, Stage, Unit},
+    card::{Card, Figure, FigureKind, MetricDef, Requires, Scope, Stage, Unit, of_cell},
     cohort::{Cohort, Member, MemberSeries, REPORT},
     curve::order::spearman,
     error::{Error, Result},
@@ -255,29 +255,29 @@ impl Table {
     }
 }
 
-const fn cell(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
-    MetricDef { name, unit, axes: &[Axis::Cell], doc }
-}
-
 const METRICS: &[MetricDef] = &[
     REPORT[0],
     REPORT[1],
-    cell("n_models_of_group", Unit::Count, "Models of one shape and initialisation"),
-    cell("n_shared", Unit::Count, "Indices at which the head counts in all models of the group"),
-    cell(
+    of_cell("n_models_of_group", Unit::Count, "Models of one shape and initialisation"),
+    of_cell("n_shared", Unit::Count, "Indices at which the head counts in all models of the group"),
+    of_cell(
         "overlap",
         Unit::Ratio,
         "Mean Jaccard index of the heads that count, over pairs of models",
     ),
-    cell("overlap_null", Unit::Ratio, "Its mean with heads relabelled within their layers"),
-    cell("overlap_null_high", Unit::Ratio, "95 % quantile of the same"),
-    cell("p_perm", Unit::Probability, "Share of relabellings with at least the overlap found"),
-    cell(
+    of_cell("overlap_null", Unit::Ratio, "Its mean with heads relabelled within their layers"),
+    of_cell("overlap_null_high", Unit::Ratio, "95 % quantile of the same"),
+    of_cell("p_perm", Unit::Probability, "Share of relabellings with at least the overlap found"),
+    of_cell(
         "onset_correlation",
         Unit::Ratio,
         "Rank correlation of the steps at which heads come to count",
     ),
-    cell("share_count", Unit::Count, "Models of the group in which the head at that index counts"),
+    of_cell(
+        "share_count",
+        Unit::Count,
+        "Models of the group in which the head at that index counts",
+    ),
     MetricDef {
         name: "overlap_other_init",
         unit: Unit::Ratio,

@@ -5,7 +5,7 @@
 //! every other row begins with the right-hand words. `soft_prefix_matching` of a head is its attention from the last token of
 //! a word in the second copy to the token behind the aligned word in the first copy (`A[i, j + 1]`), mean over rows and all
 //! words but the last. `literal_prefix_matching` is the same where the second copy repeats the first word by word,
-//! `control_matching` where the first copy holds other words, at the same places: what position alone gives.
+//! `control_matching` where the first copy holds others of the words, none of the second's, at the same places: what position alone gives.
 //! `translated_loss`, `control_loss` and `literal_loss` are mean next-token losses of the second copy behind its first word, in
 //! nats; translation and control have the same second copy, and `translation_gain` is the control's loss minus the
 //! translation's. Words come from `pairs` (`left=right`, spaces count: ` dog= chien`; encoded by the model's tokenizer, any number
@@ -17,6 +17,8 @@
 //!
 //! # Source
 //! Olsson et al. 2022, arXiv 2209.11895, argument 4 (translation).
+
+use std::collections::BTreeSet;
 
 use sweep_lens::{Config, Device, Hook, Kind, Positional, Tensor};
 
@@ -46,7 +48,7 @@ params! {
         token_pairs: Vec<Vec<i64>> = Vec::new(), min = 0.0;
         /// Rows of each kind: translated, control, literal.
         batch: u64 = 16, min = 2.0, max = 16384.0;
-        /// Words of one copy; null: 25, or as many as there are and the context has room for.
+        /// Words of one copy; null: 25, or as many as half of them and the context has room for.
         n_words: Option<u64> = None, min = 3.0, max = 4096.0;
         /// Whether there is a BOS token in front; null: the model's default.
         prepend_bos: Option<bool> = None;
@@ -64,7 +66,7 @@ impl Experiment for SoftInduction {
     type Params = Params;
     const CARD: &'static Card = &Card {
         name: "soft-induction",
-        version: 1,
+        version: 2,
         summary: "Scores every head for induction across translations, synonyms or case",
         source: "Olsson et al. 2022, arXiv 2209.11895, argument 4",
         stage: Stage::Analyse,
@@ -163,8 +165,17 @@ fn n_words(
     first: usize,
     param: &str,
 ) -> Result<usize> {
-    if words.len() < MIN_WORDS {
-        let problem = format!("expected {MIN_WORDS} or more words, found {}", words.len());
+    // The control says as many others.
+    let half = words.len() / 2;
+    if half < MIN_WORDS {
+        let (needed, found) = (2 * MIN_WORDS, words.len());
+        let problem =
+            format!("expected {needed} or more words (the control says others), found {found}");
+        return Err(Error::params(param, problem));
+    }
+    let mut seen = BTreeSet::new();
+    if let Some(twice) = words.iter().flatten().find(|&side| !seen.insert(side)) {
+        let problem = format!("expected different words, found tokens {twice:?} twice");
         return Err(Error::params(param, problem));
     }
     let longest = words.iter().flatten().map(Vec::len).max().unwrap_or(1);
@@ -173,16 +184,26 @@ fn n_words(
         _ => (config.n_ctx as usize).saturating_sub(first) / (2 * longest),
     };
     match params.n_words {
-        Some(wanted) if wanted > words.len() as u64 => Err(Error::params(
+        Some(wanted) if wanted > half as u64 => Err(Error::params(
             "n_words",
-            format!("{wanted} different words are wanted, there are {}", words.len()),
+            format!(
+                "{wanted} words and as many others for the control are wanted, there are {}",
+                words.len()
+            ),
+        )),
+        Some(wanted) if wanted > room as u64 => Err(Error::params(
+            "n_words",
+            format!(
+                "two copies of {wanted} words of up to {longest} tokens do not fit in n_ctx {}",
+                config.n_ctx
+            ),
         )),
         Some(wanted) => Ok(wanted as usize),
         None if room < MIN_WORDS => Err(Error::Unsupported(format!(
             "two copies of {MIN_WORDS} words of up to {longest} tokens do not fit in n_ctx {}",
             config.n_ctx
         ))),
-        None => Ok(N_WORDS.min(words.len()).min(room)),
+        None => Ok(N_WORDS.min(half).min(room)),
     }
 }
 
@@ -228,18 +249,16 @@ impl Row {
     }
 }
 
-/// All rows: `batch` of each relation.
+/// All rows: `batch` of each relation. A row's control says none of its words.
 fn draw(words: &[Word], n_words: usize, batch: u64, seed: u64, bos: Option<i64>) -> Vec<Row> {
-    let numbers = |purpose: &str| -> Vec<Vec<i64>> {
-        let counter = Counter::new(&[seed], &format!("soft-induction/{purpose}"), Device::Cpu);
-        let rows = first_rows(batch, Device::Cpu);
-        let drawn = to_vec(&counter.distinct(&rows, n_words as i64, words.len() as i64));
-        drawn.chunks(n_words).map(|row| row.iter().map(|&x| x as i64).collect()).collect()
-    };
-    let (said, other) = (numbers("words"), numbers("control"));
+    let counter = Counter::new(&[seed], "soft-induction/words", Device::Cpu);
+    let rows = first_rows(batch, Device::Cpu);
+    let drawn = to_vec(&counter.distinct(&rows, 2 * n_words as i64, words.len() as i64));
+    let drawn: Vec<i64> = drawn.into_iter().map(|x| x as i64).collect();
     let mut rows = Vec::with_capacity(3 * batch as usize);
     for relation in [Relation::Translated, Relation::Control, Relation::Literal] {
-        for (index, (said, other)) in said.iter().zip(&other).enumerate() {
+        for (index, row) in drawn.chunks(2 * n_words).enumerate() {
+            let (said, other) = row.split_at(n_words);
             let (from, to) = (index % 2, 1 - index % 2);
             let copies: [(usize, &[i64]); 2] = match relation {
                 Relation::Translated => [(from, said), (to, said)],
@@ -379,13 +398,14 @@ mod tests {
     fn rows_are_aligned_word_by_word() {
         let words: Vec<Word> =
             vec![[vec![1, 2], vec![3]], [vec![4], vec![5, 6, 7]], [vec![8], vec![9]]];
+        let more: Vec<Word> = (0..7).map(|word| [vec![2 * word], vec![2 * word + 1]]).collect();
         let row =
             Row::new(Relation::Translated, &words, [(0, &[1, 0, 2]), (1, &[1, 0, 2])], Some(0));
         assert_eq!(row.tokens, [0, 4, 1, 2, 8, 5, 6, 7, 3, 9]);
         // From token 7 (end of word 1) to what follows 4, from 3 (word 0) to what follows 1 2.
         assert_eq!(row.places, [(7, 2), (8, 4)]);
         assert_eq!(row.targets, 8..10);
-        let rows = draw(&words, 3, 4, 0, None);
+        let rows = draw(&more, 3, 4, 0, None);
         assert_eq!(rows.len(), 12);
         let second = |row: &Row| row.tokens[row.targets.clone()].to_vec();
         for index in 0..4 {
@@ -393,6 +413,13 @@ mod tests {
             assert_eq!(second(&rows[index]), second(&rows[4 + index]));
             assert_eq!(second(&rows[index]), second(&rows[8 + index]));
             assert_eq!(rows[index].relation, Relation::Translated);
+            let said: BTreeSet<i64> = rows[index].tokens.iter().map(|token| token / 2).collect();
+            let control = &rows[4 + index].tokens[..3];
+            assert_eq!(said.len(), 3);
+            assert!(
+                control.iter().all(|token| !said.contains(&(token / 2))),
+                "{control:?} {said:?}"
+            );
             let literal = &rows[8 + index].tokens;
             assert_eq!(literal[..literal.len() / 2], literal[literal.len() / 2..]);
         }

@@ -4,10 +4,10 @@
 //! top is taken per tensor (weights) or per layer (units), so that random-matched has exactly as
 //! many in each. Invariant: places that were not chosen keep their bits.
 
-use sweep_lens::{Config, Kind, Tensor, Weights};
+use sweep_lens::{Architecture, Config, Kind, Tensor, Weights};
 
 use super::{
-    Interventions,
+    Interventions, UNUSED_SEED,
     units::{Unit, UnitKind},
 };
 use crate::{
@@ -78,8 +78,27 @@ pub(crate) fn check(edit: &Interventions, config: &Config) -> Result<()> {
         if !is_listed || edit.edit_source.len() != edit.edit_list.len() {
             return fail("edit_source", "expected one head or neuron for each one in edit_list");
         }
+        let fans = |text: &String| text.parse::<Unit>().map(|unit| fans(config, &unit));
+        for (to, from) in edit.edit_list.iter().zip(&edit.edit_source) {
+            if fans(to)? != fans(from)? {
+                return fail(
+                    "edit_source",
+                    &format!("`{from}` has weights of another shape than `{to}`"),
+                );
+            }
+        }
     }
     Ok(())
+}
+
+/// How many inputs and outputs a unit has.
+fn fans(config: &Config, unit: &Unit) -> [i64; 2] {
+    if config.architecture == Architecture::Transformer {
+        return [config.d_model; 2];
+    }
+    let is_last = unit.layer + 1 == config.n_layers;
+    let d_in = if unit.layer == 0 { config.d_vocab } else { config.d_mlp };
+    [d_in, if is_last { config.d_vocab_out } else { config.d_mlp }]
 }
 
 /// Edits initial weights in place of the old ones. Returns them with the mask of the chosen places, 1
@@ -95,8 +114,8 @@ pub(crate) fn apply(
     fresh: &dyn Fn(u64) -> Result<Weights>,
 ) -> Result<(Weights, Weights)> {
     let own_seed = u64::try_from(edit.edit_seed).ok();
-    // A new draw that is not asked for by seed must differ from the first one.
-    let redraw = own_seed.unwrap_or(seed ^ 0x9e37_79b9_7f4a_7c15);
+    // A new draw must differ from the first one.
+    let redraw = own_seed.unwrap_or(seed) ^ UNUSED_SEED;
     let chosen = choose(edit, config, initial, own_seed.unwrap_or(seed), reference)?;
     let edited = match edit.edit.as_str() {
         "zero" => combine(initial, &chosen, |w, m| Ok(w.masked_fill(&m.to_kind(Kind::Bool), 0.0)))?,
@@ -348,6 +367,30 @@ mod tests {
 
     fn total(masks: &Weights) -> Vec<f64> {
         masks.iter().map(|(_, mask)| mask.sum(Kind::Double).double_value(&[])).collect()
+    }
+
+    #[test]
+    fn units_of_other_shapes_cannot_be_copied() {
+        let copy = |from: &str, to: &str, config: &Config| {
+            let json = json!({"edit": "copy", "edit_of": "neurons", "edit_list": [to], "edit_source": [from]});
+            check(&decode(&json), config)
+        };
+        let config = Config::mlp(3, 6, 10, 4, 2);
+        copy("L1N3", "L1N0", &config).unwrap();
+        let problem = copy("L0N0", "L1N0", &config).unwrap_err().to_string();
+        assert!(problem.contains("edit_source") && problem.contains("`L0N0`"), "{problem}");
+        assert!(copy("L1N0", "L2N0", &config).is_err());
+        copy("L0N0", "L1N0", &Config::toy(2, 8, 2, 6, 4)).unwrap();
+    }
+
+    /// A seed that is asked for may be the one of the run, whose weights would be drawn again.
+    #[test]
+    fn what_is_drawn_anew_is_never_what_was_there() {
+        let config = Config::mlp(1, 6, 10, 4, 2);
+        let json = json!({"edit": "reinitialise", "edit_select": "random", "edit_fraction": 1.0, "edit_seed": 1});
+        let (edited, _) = edit(&config, &json);
+        assert_ne!(edited.get("layers.0.W"), weights(&config, 1).get("layers.0.W"));
+        assert_ne!(decode(&json!({"branch_step": 3})).branch(), Some((3, 0)));
     }
 
     #[test]

@@ -74,6 +74,9 @@ params! {
     }
 }
 
+/// What makes a seed that is asked for another one than the seed of any run.
+pub(crate) const UNUSED_SEED: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// An auxiliary loss term of each model, in its own unit: a scalar, or `[n_models]` for a population.
 pub type Penalty = Box<dyn Fn(&Transformer) -> Tensor>;
 
@@ -130,7 +133,9 @@ impl Interventions {
 
     /// Step and seed of the branch, if there is one.
     pub(crate) fn branch(&self) -> Option<(u64, u64)> {
-        Some((u64::try_from(self.branch_step).ok()?, self.branch_seed.unsigned_abs()))
+        // No seed of a run: the order that a run has already would be no branch.
+        let seed = self.branch_seed.unsigned_abs() ^ UNUSED_SEED;
+        Some((u64::try_from(self.branch_step).ok()?, seed))
     }
 
     /// Seed of the initial weights of the run `seed`.

@@ -15,7 +15,7 @@
 //! Nanda et al. 2023, arXiv 2301.05217, appendix on 5-digit addition; sub-tasks after Quirke and Barez 2023,
 //! arXiv 2310.13121.
 
-use sweep_lens::{Config, Device, Kind, Run, Tensor, Transformer, Weights, init};
+use sweep_lens::{Config, Device, Kind, Run, Tensor, Transformer, Weights};
 
 use crate::{
     addition_task::{FIGURES, METRICS, Probe, Reading, losses},
@@ -23,6 +23,7 @@ use crate::{
     data::addition::{Generator, Sums},
     error::{Error, Result},
     experiment::TokenSet,
+    modular,
     optimizer::{AdamWConfig, Schedule},
     params::{ParamSet, params},
     random,
@@ -184,23 +185,7 @@ impl Recipe for Addition {
 
     fn init(&self, params: &Params, seed: u64) -> Weights {
         let config = Recipe::config(self, params);
-        let std = 1.0 / (config.d_model as f64).sqrt();
-        let std_unembed = 1.0 / (config.d_vocab_out as f64).sqrt();
-        let trained = config.parameters().into_iter().filter(|parameter| {
-            !parameter.optional
-                || [".mlp.b_in", ".mlp.b_out"].iter().any(|b| parameter.name.ends_with(b))
-        });
-        trained
-            .map(|parameter| {
-                let tensor = if parameter.optional {
-                    Tensor::zeros(&parameter.shape, (Kind::Float, Device::Cpu))
-                } else {
-                    let std = if parameter.name == "unembed.W_U" { std_unembed } else { std };
-                    init::normal(seed, &parameter.name, &parameter.shape, std, Device::Cpu)
-                };
-                (parameter.name, tensor)
-            })
-            .collect()
+        modular::initial(&config, 1.0 / (config.d_vocab_out as f64).sqrt(), seed)
     }
 
     fn plan(&self, params: &Params) -> Plan {

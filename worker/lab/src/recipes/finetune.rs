@@ -20,6 +20,7 @@ use sweep_lens::{Config, Device, Kind, Tensor, Transformer, Weights};
 
 use crate::{
     card::{Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit, scalar},
+    data::bpe::Bpe,
     error::{Error, Result},
     experiment::TokenSet,
     interventions::{self, UnitKind},
@@ -155,6 +156,16 @@ impl Recipe for Finetune {
             let problem = "expected an architecture like that of the first task";
             return Err(Error::params("second", problem));
         }
+        if first.recipe.byte_pairs(&first.params)? != second.recipe.byte_pairs(&second.params)? {
+            let problem = "its text makes other byte pairs than the first one's, so that tokens would change their meaning: \
+                           expected n_merges=0 (or `text-lm` with `init_from`, which keeps the pairs of its base)";
+            return Err(Error::params("second", problem));
+        }
+        if params.switch_step >= params.steps && params.steps > 0 {
+            let (switch, steps) = (params.switch_step, params.steps);
+            let problem = format!("the second task would never begin: {switch} of {steps} steps");
+            return Err(Error::params("switch_step", problem));
+        }
         if params.return_step().is_some_and(|back| back <= params.switch_step) {
             let (back, switch) = (params.return_step, params.switch_step);
             let problem = format!("expected a step behind switch_step {switch}, found {back}");
@@ -213,6 +224,11 @@ impl Recipe for Finetune {
     fn vocabulary(&self, params: &Params) -> Option<Vocabulary> {
         let [first, _] = params.checked_tasks();
         first.recipe.vocabulary(&first.params).unwrap_or(None)
+    }
+
+    fn byte_pairs(&self, params: &Params) -> Option<Bpe> {
+        let [first, _] = params.checked_tasks();
+        first.recipe.byte_pairs(&first.params).unwrap_or(None)
     }
 }
 

@@ -13,11 +13,11 @@
 //! and unembedding have no biases; the MLP's are trained. Loss in float64: a float32 log-softmax
 //! cannot resolve losses below 1.2e-7 and the training then spikes.
 
-use sweep_lens::{Config, Device, Kind, Tensor, Weights, init};
+use sweep_lens::{Config, Device, Weights};
 
 use crate::{
     card::{Card, Requires, Stage},
-    data::modular::{Form, OPERATIONS, Operation, Pairs},
+    data::modular::{Form, OPERATIONS, Operation, Pairs, check_split},
     error::{Error, Result},
     experiment::TokenSet,
     modular::{self, FullBatch},
@@ -35,7 +35,7 @@ pub(crate) const NAME: &str = "modular-addition";
 params! {
     /// Task, architecture and optimizer; the defaults are the paper's main run.
     pub struct Params {
-        /// Modulus; odd.
+        /// Modulus; analyses of the Fourier circuit need an odd one.
         p: i64 = 113, min = 3.0, max = 1024.0;
         /// What is asked for: a + b, a - b, a b, or a^2 + a b + b^2.
         operation: String = "add".to_owned(), choices = OPERATIONS;
@@ -90,6 +90,7 @@ impl Recipe for ModularAddition {
     };
 
     fn check(&self, params: &Params) -> Result<()> {
+        check_split(params.p, params.frac_train)?;
         if params.d_model % params.n_heads != 0 {
             return Err(Error::params(
                 "n_heads",
@@ -109,22 +110,7 @@ impl Recipe for ModularAddition {
 
     fn init(&self, params: &Params, seed: u64) -> Weights {
         let config = Recipe::config(self, params);
-        let std = 1.0 / (config.d_model as f64).sqrt();
-        let std_unembed = 1.0 / (config.d_vocab as f64).sqrt();
-        let trained = config.parameters().into_iter().filter(|parameter| {
-            !parameter.optional || [MLP_B_IN, MLP_B_OUT].contains(&parameter.name.as_str())
-        });
-        trained
-            .map(|parameter| {
-                let tensor = if parameter.optional {
-                    Tensor::zeros(&parameter.shape, (Kind::Float, Device::Cpu))
-                } else {
-                    let std = if parameter.name == "unembed.W_U" { std_unembed } else { std };
-                    init::normal(seed, &parameter.name, &parameter.shape, std, Device::Cpu)
-                };
-                (parameter.name, tensor)
-            })
-            .collect()
+        modular::initial(&config, 1.0 / (config.d_vocab as f64).sqrt(), seed)
     }
 
     fn plan(&self, params: &Params) -> Plan {
@@ -155,6 +141,3 @@ impl Recipe for ModularAddition {
         if device.is_cuda() { 32 } else { 1 }
     }
 }
-
-const MLP_B_IN: &str = "blocks.0.mlp.b_in";
-const MLP_B_OUT: &str = "blocks.0.mlp.b_out";

@@ -18,7 +18,7 @@ use sweep_lens::{Config, Device, Kind, Tensor, Weights, init};
 
 use crate::{
     card::{Card, Requires, Stage},
-    data::modular::{Form, OPERATIONS, Operation, Pairs},
+    data::modular::{Form, OPERATIONS, Operation, Pairs, check_split},
     error::Result,
     experiment::TokenSet,
     modular::{self, FullBatch},
@@ -36,7 +36,7 @@ pub(crate) const NAME: &str = "modular-addition-mlp";
 params! {
     /// Task, architecture and optimizer.
     pub struct Params {
-        /// Modulus; odd.
+        /// Modulus; analyses of the Fourier circuit need an odd one.
         p: i64 = 31, min = 3.0, max = 1024.0;
         /// What is asked for: a + b, a - b, a b, or a^2 + a b + b^2.
         operation: String = "add".to_owned(), choices = OPERATIONS;
@@ -92,6 +92,10 @@ impl Recipe for ModularAdditionMlp {
         metrics: modular::METRICS,
         figures: modular::FIGURES,
     };
+
+    fn check(&self, params: &Params) -> Result<()> {
+        check_split(params.p, params.frac_train)
+    }
 
     fn config(&self, params: &Params) -> Config {
         Config::mlp(params.n_layers, 2 * params.p, params.d_mlp, params.p, 2)

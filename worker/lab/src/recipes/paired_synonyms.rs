@@ -19,7 +19,7 @@ use sweep_lens::{Config, Device, Run, Tensor, Transformer, Weights};
 use crate::{
     card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
     data::{
-        repeats::RepeatedRows,
+        repeats::{self, RepeatedRows},
         synonyms::{Repetition, Synonyms},
     },
     error::{Error, Result},
@@ -83,16 +83,7 @@ impl Recipe for PairedSynonyms {
 
     fn check(&self, params: &Params) -> Result<()> {
         params.architecture().check()?;
-        let Params { period_min, period_max, n_ctx, .. } = *params;
-        if period_min > period_max {
-            let problem = format!("{period_max} is below period_min {period_min}");
-            return Err(Error::params("period_max", problem));
-        }
-        if period_max + 1 >= n_ctx {
-            let problem = format!("{period_max} leaves no repeat to predict in n_ctx {n_ctx}");
-            return Err(Error::params("period_max", problem));
-        }
-        Ok(())
+        repeats::check([params.period_min, params.period_max], params.n_ctx)
     }
 
     fn config(&self, params: &Params) -> Config {

@@ -65,10 +65,14 @@ impl Params {
         if self.text.is_empty() { SHAKESPEARE.as_slice() } else { self.text.as_bytes() }
     }
 
-    fn text(&self, device: Device) -> Result<Text> {
+    /// The byte pairs of the text's training part.
+    fn pairs(&self) -> Bpe {
+        Bpe::learn(split(self.bytes(), self.frac_test).0, self.n_merges as usize)
+    }
+
+    fn text(&self, pairs: &Bpe, device: Device) -> Result<Text> {
         let (train, test) = split(self.bytes(), self.frac_test);
-        let bpe = Bpe::learn(train, self.n_merges as usize);
-        Text::new(&bpe.encode(train), &bpe.encode(test), self.n_ctx, None, device)
+        Text::new(&pairs.encode(train), &pairs.encode(test), self.n_ctx, None, device)
     }
 
     fn next_token(&self, text: Text, seeds: &[u64], device: Device) -> NextToken {
@@ -99,7 +103,7 @@ impl Recipe for TextLm {
 
     fn check(&self, params: &Params) -> Result<()> {
         params.architecture().check()?;
-        params.text(Device::Cpu).map(drop)
+        params.text(&params.pairs(), Device::Cpu).map(drop)
     }
 
     fn config(&self, params: &Params) -> Config {
@@ -120,12 +124,16 @@ impl Recipe for TextLm {
         seeds: &[u64],
         device: Device,
     ) -> Result<Box<dyn Objective>> {
-        Ok(Box::new(params.next_token(params.text(device)?, seeds, device)))
+        Ok(Box::new(params.next_token(params.text(&params.pairs(), device)?, seeds, device)))
     }
 
     fn probe(&self, params: &Params, device: Device) -> TokenSet {
-        let text = params.text(device).expect("`check` has made the same text");
-        TokenSet { tokens: text.test_windows(16), rows_per_batch: 16, last_position_only: false }
+        let text = params.text(&params.pairs(), device).expect("`check` has made the same text");
+        probe(&text)
+    }
+
+    fn byte_pairs(&self, params: &Params) -> Option<Bpe> {
+        (params.n_merges > 0).then(|| params.pairs())
     }
 
     fn population(&self, _params: &Params, device: Device) -> usize {
@@ -134,7 +142,19 @@ impl Recipe for TextLm {
 
     fn adapt(&self, params: &Params, base: Base<'_>) -> Result<Option<Box<dyn AnyRecipe>>> {
         if *base.config == Recipe::config(self, params) {
-            return Ok(None);
+            return match Bpe::of_checkpoint(base.record)? {
+                // Tokens must go on meaning what the base learned.
+                Some(pairs) if pairs != params.pairs() => {
+                    params.text(&pairs, Device::Cpu)?;
+                    Ok(Some(Box::new(Continued { pairs })))
+                }
+                Some(_) => Ok(None),
+                None if params.n_merges == 0 => Ok(None),
+                None => {
+                    let problem = "the checkpoint records no byte pairs, so that nobody knows what its tokens mean";
+                    Err(Error::params("n_merges", problem))
+                }
+            };
         }
         if base.config.architecture == Kin::Mlp {
             let problem = "a perceptron reads no text: expected a transformer in `init_from`";
@@ -163,6 +183,53 @@ impl Recipe for TextLm {
         };
         adapted.text(params, Device::Cpu)?;
         Ok(Some(Box::new(adapted)))
+    }
+}
+
+fn probe(text: &Text) -> TokenSet {
+    TokenSet { tokens: text.test_windows(16), rows_per_batch: 16, last_position_only: false }
+}
+
+/// The same training with the byte pairs of another text, which a checkpoint was trained with.
+struct Continued {
+    pairs: Bpe,
+}
+
+impl Recipe for Continued {
+    type Params = Params;
+    const CARD: &'static Card = TextLm::CARD;
+
+    fn config(&self, params: &Params) -> Config {
+        Recipe::config(&TextLm, params)
+    }
+
+    fn init(&self, params: &Params, seed: u64) -> Weights {
+        Recipe::init(&TextLm, params, seed)
+    }
+
+    fn plan(&self, params: &Params) -> Plan {
+        Recipe::plan(&TextLm, params)
+    }
+
+    fn objective(
+        &self,
+        params: &Params,
+        seeds: &[u64],
+        device: Device,
+    ) -> Result<Box<dyn Objective>> {
+        Ok(Box::new(params.next_token(params.text(&self.pairs, device)?, seeds, device)))
+    }
+
+    fn probe(&self, params: &Params, device: Device) -> TokenSet {
+        probe(&params.text(&self.pairs, device).expect("`adapt` has made the same text"))
+    }
+
+    fn population(&self, params: &Params, device: Device) -> usize {
+        Recipe::population(&TextLm, params, device)
+    }
+
+    fn byte_pairs(&self, _params: &Params) -> Option<Bpe> {
+        Some(self.pairs.clone())
     }
 }
 
@@ -223,8 +290,7 @@ impl Recipe for Adapted {
     }
 
     fn probe(&self, params: &Params, device: Device) -> TokenSet {
-        let text = self.text(params, device).expect("`adapt` has made the same text");
-        TokenSet { tokens: text.test_windows(16), rows_per_batch: 16, last_position_only: false }
+        probe(&self.text(params, device).expect("`adapt` has made the same text"))
     }
 
     fn population(&self, _params: &Params, _device: Device) -> usize {

@@ -106,7 +106,7 @@ pub(super) fn example_params(experiment: &dyn AnyExperiment) -> Json {
             params[def.name] = if is_list { json!([metric]) } else { metric };
         }
         if def.name == "token_pairs" {
-            params[def.name] = json!([[0, 6], [1, 7], [2, 8], [3, 9], [4, 10]]);
+            params[def.name] = json!([[0, 6], [1, 7], [2, 8], [3, 9], [4, 10], [5, 11]]);
         }
         if def.name == "tokens" && def.group.is_some() {
             params[def.name] = json!([[1, 2, 3], [4, 5, 6]]);

@@ -3,9 +3,9 @@
 
 use serde_json::{Value as Json, json};
 use sweep_lab::{
-    Base, CheckpointPlan, EXPERIMENTS, MemorySink, RECIPES, SeriesTable, Signal, TextCodec,
-    TrajectoryInput,
-    lens::{Config, Device, Normalization, Weights, checkpoint, init},
+    AnalyseJob, Base, CheckpointPlan, EXPERIMENTS, MemorySink, RECIPES, SeriesTable, Signal,
+    Subject, TextCodec, TrajectoryInput, analyse,
+    lens::{Config, Device, Normalization, Transformer, Weights, checkpoint, init},
     train_from, trajectory,
 };
 
@@ -102,7 +102,12 @@ fn any_recipe_starts_from_a_checkpoint() {
         let (plan, mut recorder) = (CheckpointPlan::at([0, 10]), Recorder::new());
         let seeds = [1, 2];
         let device = Device::Cpu;
-        let base = weights.map(|weights| Base { config: &base.config, weights, text: None });
+        let base = weights.map(|weights| Base {
+            config: &base.config,
+            weights,
+            text: None,
+            record: &base.extra,
+        });
         train_from(base, *recipe, params, &seeds, &[], &plan, device, &mut recorder)
             .map(|_| recorder)
     };
@@ -120,6 +125,60 @@ fn any_recipe_starts_from_a_checkpoint() {
         let error = start(params, weights).unwrap_err().to_string();
         assert!(error.contains(word), "{error}");
     }
+}
+
+/// What a token means must not change between training, analysis and fine-tuning.
+#[test]
+fn byte_pairs_are_those_of_the_base_wherever_its_models_read_texts() {
+    let sentence = "the cat sat on the mat ";
+    let params = json!({
+        "text": sentence.repeat(40), "n_merges": 20, "n_ctx": 8, "d_model": 16, "n_heads": 2, "n_layers": 1,
+        "batch": 16, "lr": 0.01, "steps": 150, "eval_every": 150, "eval_sequences": 8,
+    });
+    let run = train("text-lm", &params, &[150]);
+    let base = checkpoint::decode("checkpoint", &run.checkpoints[&150]).unwrap();
+    assert!(base.extra["byte_pairs"].as_array().is_some_and(|pairs| pairs.len() > 5));
+    let model = Transformer::new(base.config.clone(), base.weights.shallow_clone()).unwrap();
+    let experiment = *EXPERIMENTS.iter().find(|e| e.card().name == "per-token-loss").unwrap();
+    let (asked, mut sink) = (json!({"text": ["the cat sat on"]}), MemorySink::default());
+    let mut jobs = [AnalyseJob { experiment, params: &asked, sink: &mut sink }];
+    analyse(&mut jobs, &Subject::of(&base, &model)).remove(0).unwrap();
+    let read = |name| sink.scalar(name, 150).unwrap();
+    assert!(
+        read("n_predicted") < 8.0 && read("loss") < 1.0,
+        "{} {}",
+        read("n_predicted"),
+        read("loss")
+    );
+
+    let recipe = RECIPES.iter().find(|recipe| recipe.card().name == "text-lm").unwrap();
+    let mut other = params.clone();
+    // Learns other pairs; what is held out are the base's sentences.
+    (other["text"], other["init_from"]) =
+        (format!("{}{}", "zq xzq ".repeat(400), sentence.repeat(40)).into(), "some/place".into());
+    (other["steps"], other["eval_every"]) = (2.into(), 2.into());
+    let start = |record: &Json| {
+        let base = Base { config: &base.config, weights: &base.weights, text: None, record };
+        let plan = CheckpointPlan::at([2]);
+        let mut recorder = Recorder::new();
+        train_from(Some(base), *recipe, &other, &[1], &[], &plan, Device::Cpu, &mut recorder)
+            .map(|_| recorder)
+    };
+    let tuned = start(&base.extra).unwrap().seeds.remove(&0).unwrap();
+    assert!(tuned.metrics[&("test_loss".to_owned(), 0)] < 1.0);
+    let tuned = checkpoint::decode("checkpoint", &tuned.checkpoints[&2]).unwrap();
+    assert_eq!(tuned.extra["byte_pairs"], base.extra["byte_pairs"]);
+    let error = start(&Json::Null).unwrap_err().to_string();
+    assert!(error.contains("n_merges") && error.contains("no byte pairs"), "{error}");
+    let malformed = json!({"byte_pairs": [[3, 256]]});
+    assert!(start(&malformed).unwrap_err().to_string().contains("token 256"));
+    let two = json!({
+        "recipe": "text-lm", "both": ["n_merges=20", "n_ctx=8", "d_model=16", "n_heads=2", "n_layers=1"],
+        "first": [format!("text={}", sentence.repeat(40))], "second": [format!("text={}", "zq xzq ".repeat(90))],
+        "switch_step": 1, "steps": 2,
+    });
+    let finetune = RECIPES.iter().find(|recipe| recipe.card().name == "finetune").unwrap();
+    assert!(finetune.check_params(&two).unwrap_err().to_string().contains("byte pairs"));
 }
 
 /// A tokenizer that knows letters only.
@@ -163,7 +222,7 @@ fn a_text_fine_tunes_a_model_of_any_architecture() {
     let start =
         |params: &Json, text: Option<&dyn TextCodec>, resume: &[Option<Vec<u8>>], recorder| {
             let (plan, mut recorder): (_, Recorder) = (CheckpointPlan::at([0, 120]), recorder);
-            let base = Some(Base { config: &config, weights: &weights, text });
+            let base = Some(Base { config: &config, weights: &weights, text, record: &Json::Null });
             train_from(base, *recipe, params, &[1], resume, &plan, Device::Cpu, &mut recorder)
                 .map(|_| recorder)
         };

@@ -182,7 +182,7 @@ fn the_lens_ends_in_the_models_own_prediction() {
 #[test]
 fn word_pairs_of_any_number_of_tokens_are_aligned() {
     let fixture = Fixture::read("gpt2-tiny");
-    let pairs = json!(["ab=cde", "f=g", "hi=j", "k=lm"]);
+    let pairs = json!(["ab=cde", "f=g", "hi=j", "k=lm", "n=op", "q=r", "s=t", "u=v"]);
     let sink = fixture.run("soft-induction", &json!({"pairs": pairs}), Some(&Letters)).unwrap();
     assert_eq!(sink.scalar("n_words", 7), Some(4.0));
     for name in ["soft_prefix_matching", "literal_prefix_matching", "control_matching"] {
@@ -191,13 +191,17 @@ fn word_pairs_of_any_number_of_tokens_are_aligned() {
     let scalar = |name| sink.scalar(name, 7).unwrap();
     let gain = scalar("control_loss") - scalar("translated_loss");
     near(&[scalar("translation_gain")], &[gain], 1e-12, "gain");
-    let ids = json!({"token_pairs": [[1, 2], [3, 4], [5, 6]]});
+    let ids = json!({"token_pairs": [[1, 2], [3, 4], [5, 6], [7, 8], [9, 10], [11, 12]]});
     assert_eq!(fixture.run("soft-induction", &ids, None).unwrap().scalar("n_words", 7), Some(3.0));
     let refuse = |params, class, words| fixture.refuse("soft-induction", &params, class, words);
     refuse(json!({}), Class::Unsupported, "pairs");
     refuse(json!({"pairs": ["ab", "c=d"]}), Class::Params, "`ab`");
-    refuse(json!({"pairs": ["a=b", "c=d"]}), Class::Params, "3 or more");
-    refuse(json!({"token_pairs": [[1, 2], [3, 4], [5, 101]]}), Class::Params, "101");
+    refuse(json!({"pairs": ["a=b", "c=d", "e=f"]}), Class::Params, "6 or more");
+    let mut wrong = ids["token_pairs"].clone();
+    wrong[2] = json!([5, 101]);
+    refuse(json!({"token_pairs": wrong}), Class::Params, "101");
+    wrong[2] = json!([5, 1]);
+    refuse(json!({"token_pairs": wrong}), Class::Params, "[1] twice");
     refuse(json!({"token_pairs": [[1, 2], [3], [5, 6]]}), Class::Params, "two tokens");
     refuse(json!({"token_pairs": ids["token_pairs"], "n_words": 4}), Class::Params, "4");
 }

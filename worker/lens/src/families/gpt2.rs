@@ -1,6 +1,6 @@
 //! GPT-2, and Stanford CRFM's runs of it.
 //!
-//! Weights are those of `Conv1D`, `[d_in, d_out]`: they multiply from the right. The columns of
+//! Weights are those of `Conv1D`, `[d_in, d_out]`: they multiply from the right as they are. The columns of
 //! `c_attn` are all queries, then all keys, then all values, each by head. CRFM's models divide the scores
 //! of layer `l` by `l + 1` as well; their `reorder_and_upcast_attn` asks for a softmax in f32, which
 //! ours always is. Source: `modeling_gpt2.py` of transformers 5.
@@ -75,12 +75,7 @@ impl Family for Gpt2 {
                 weights.insert(to(&format!("{ours}.w")), w);
                 weights.insert(to(&format!("{ours}.b")), b);
             }
-            let [qkv_w, w_o, w_in, w_out] = source.take_conv1d([
-                (&from("attn.c_attn.weight"), d_model, 3 * width),
-                (&from("attn.c_proj.weight"), width, d_model),
-                (&from("mlp.c_fc.weight"), d_model, d_mlp),
-                (&from("mlp.c_proj.weight"), d_mlp, d_model),
-            ])?;
+            let qkv_w = source.take(&from("attn.c_attn.weight"), &[d_model, 3 * width])?;
             let qkv_b = source.take(&from("attn.c_attn.bias"), &[3 * width])?;
             let qkv_w = qkv_w.view([d_model, 3, n_heads, d_head]);
             let qkv_b = qkv_b.view([3, n_heads, d_head]);
@@ -89,15 +84,16 @@ impl Family for Gpt2 {
                 weights.insert(to(&format!("attn.W_{letter}")), w);
                 weights.insert(to(&format!("attn.b_{letter}")), qkv_b.get(index));
             }
+            let w_o = source.take(&from("attn.c_proj.weight"), &[width, d_model])?;
             weights.insert(to("attn.W_O"), w_o.view([n_heads, d_head, d_model]));
-            weights.insert(to("mlp.W_in"), w_in);
-            weights.insert(to("mlp.W_out"), w_out);
-            for (ours, theirs, width) in [
-                ("attn.b_O", "attn.c_proj.bias", d_model),
-                ("mlp.b_in", "mlp.c_fc.bias", d_mlp),
-                ("mlp.b_out", "mlp.c_proj.bias", d_model),
+            for (ours, theirs, shape) in [
+                ("attn.b_O", "attn.c_proj.bias", [d_model].as_slice()),
+                ("mlp.W_in", "mlp.c_fc.weight", &[d_model, d_mlp]),
+                ("mlp.b_in", "mlp.c_fc.bias", &[d_mlp]),
+                ("mlp.W_out", "mlp.c_proj.weight", &[d_mlp, d_model]),
+                ("mlp.b_out", "mlp.c_proj.bias", &[d_model]),
             ] {
-                weights.insert(to(ours), source.take(&from(theirs), &[width])?);
+                weights.insert(to(ours), source.take(&from(theirs), shape)?);
             }
         }
         weights.insert("ln_final.w", source.take(&names.base("ln_f.weight"), &[d_model])?);

@@ -4,7 +4,7 @@
 //! checks its shape, and remembers what was never asked for. The layout helpers return views of that
 //! one copy, in the layout in which the forward pass multiplies without copying again.
 
-use std::{collections::BTreeSet, thread};
+use std::collections::BTreeSet;
 
 use tch::{Device, Kind, Tensor};
 
@@ -80,34 +80,6 @@ impl<'a> StateDict<'a> {
     /// As [`StateDict::take`].
     pub fn take_linear(&mut self, name: &str, d_in: i64, d_out: i64) -> Result<Tensor> {
         Ok(self.take(name, &[d_out, d_in])?.transpose(0, 1))
-    }
-
-    /// Takes `Conv1D` weights, each `[d_in, d_out]`. Libraries multiply fastest when the weights of an output lie together, so
-    /// the copies are those of `Linear` weights. A matrix is turned by one thread, hence several at a time.
-    ///
-    /// # Errors
-    /// As [`StateDict::take`].
-    pub fn take_conv1d<const N: usize>(
-        &mut self,
-        wanted: [(&str, i64, i64); N],
-    ) -> Result<[Tensor; N]> {
-        let mut stored = Vec::with_capacity(N);
-        for (name, d_in, d_out) in wanted {
-            stored.push(self.stored(name, &[d_in, d_out])?.transpose(0, 1));
-        }
-        let (kind, device) = (self.kind, self.device);
-        let copies: Vec<Result<Tensor>> = thread::scope(|scope| {
-            let turn = |view| scope.spawn(move || copied(&view, kind, device));
-            let running: Vec<_> = stored.into_iter().map(turn).collect();
-            running.into_iter().map(|turn| turn.join().expect("copying does not panic")).collect()
-        });
-        let mut taken = Vec::with_capacity(N);
-        for ((name, ..), own) in wanted.into_iter().zip(copies) {
-            let own = own?;
-            self.note(name, &own)?;
-            taken.push(own.transpose(0, 1));
-        }
-        Ok(taken.try_into().expect("one for each"))
     }
 
     /// Takes a `Linear` weight whose rows are heads, `[head * d_head, d_model]`, as
@@ -197,23 +169,12 @@ impl<'a> StateDict<'a> {
 
     /// Copies a stored tensor once, into the wanted element type on the wanted device.
     fn own(&mut self, name: &str, stored: &Tensor) -> Result<Tensor> {
-        let own = copied(stored, self.kind, self.device)?;
-        self.note(name, &own)?;
-        Ok(own)
-    }
-
-    /// Remembers what tells whether all values of a tensor are finite.
-    fn note(&mut self, name: &str, own: &Tensor) -> Result<()> {
+        let mut own = Tensor::f_empty(stored.size(), (self.kind, self.device))?;
+        own.f_copy_(stored)?;
         let precision = if self.kind == Kind::Double { Kind::Double } else { Kind::Float };
         self.sums.push((name.to_owned(), own.f_sum(precision)?));
-        Ok(())
+        Ok(own)
     }
-}
-
-fn copied(stored: &Tensor, kind: Kind, device: Device) -> Result<Tensor> {
-    let mut own = Tensor::f_empty(stored.size(), (kind, device))?;
-    own.f_copy_(stored)?;
-    Ok(own)
 }
 
 /// Whether two tensors are the same elements in the same memory.
