@@ -3,7 +3,8 @@
 //! # What it trains
 //! A small transformer on random windows of a text, loss on every next token. The text is the parameter `text`, or
 //! 459 kB of Shakespeare that ship with the program. Tokens are bytes, and with `n_merges` also the byte pairs that are learned
-//! from the training part. The end of the text is held out.
+//! from the training part and recorded in every checkpoint; a checkpoint of this recipe that `init_from` names keeps those it
+//! has. The end of the text is held out.
 //!
 //! With `init_from` a checkpoint of any transformer is fine-tuned with all its weights: where its architecture is
 //! another one than the parameters describe, it is taken as it is, and the text is read by its own tokenizer (with its
