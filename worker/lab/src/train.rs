@@ -180,6 +180,7 @@ pub fn train_from(
             checkpoints,
             device,
             sink,
+            tokens: meaning_of_tokens(recipe, &params)?,
             outcomes: seeds.iter().map(|_| SeedOutcome::Drained { step: 0 }).collect(),
         };
         run.run(resume)?;
@@ -192,6 +193,13 @@ fn initial(weights: &Weights, config: &Config) -> Result<Weights> {
     let weights = weights.to_device(Device::Cpu).to_kind(Kind::Float).copy();
     // Names every tensor that is missing, unexpected or of another shape.
     Ok(Transformer::new(config.clone(), weights)?.into_weights())
+}
+
+/// What a recipe says about its tokens, by the entries of a checkpoint's `extra`. Byte pairs are learned for it, which takes time.
+fn meaning_of_tokens(recipe: &dyn AnyRecipe, params: &Json) -> Result<Vec<(&'static str, Json)>> {
+    let words = recipe.vocabulary(params)?.map(|words| (vocabulary::KEY, words.to_json()));
+    let pairs = recipe.byte_pairs(params)?.map(|pairs| (bpe::KEY, json!(pairs)));
+    Ok(words.into_iter().chain(pairs).collect())
 }
 
 /// What is left to train after the edit of the initial weights.
@@ -212,6 +220,8 @@ struct TrainingRun<'a> {
     checkpoints: &'a CheckpointPlan,
     device: Device,
     sink: &'a mut dyn TrainSink,
+    /// What the tokens mean, as checkpoints record it.
+    tokens: Vec<(&'static str, Json)>,
     outcomes: Vec<SeedOutcome>,
 }
 
@@ -251,12 +261,7 @@ impl TrainingRun<'_> {
                     return Ok(());
                 }
             }
-            if let Some((at, seed)) = self.interventions.branch()
-                && step >= at
-            {
-                group.branch(seed)?;
-            }
-            self.update(&mut group, step);
+            self.update(&mut group, step)?;
             step += 1;
             is_reported = false;
         }
@@ -264,12 +269,18 @@ impl TrainingRun<'_> {
 
     /// The update that leads from `step` to `step + 1`. A resumed run may stand at the start of a phase, so
     /// that the optimizer is begun here and not where the phase before ends.
-    fn update(&self, group: &mut Group, step: u64) {
+    fn update(&self, group: &mut Group, step: u64) -> Result<()> {
+        if let Some((at, seed)) = self.interventions.branch()
+            && step >= at
+        {
+            group.branch(seed)?;
+        }
         let phase = self.plan.phase(step);
         if phase.start == step && step > 0 {
             group.begin(phase.optimizer);
         }
         group.update(step, phase.lr(step), step - phase.start + 1);
+        Ok(())
     }
 
     /// Edits the initial weights of members that start, after a reference run where one is needed.
@@ -331,12 +342,7 @@ impl TrainingRun<'_> {
                     return Ok(None);
                 }
             }
-            if let Some((at, seed)) = self.interventions.branch()
-                && step >= at
-            {
-                group.branch(seed)?;
-            }
-            self.update(&mut group, step);
+            self.update(&mut group, step)?;
         }
         group.references(steps, circuit).map(Some)
     }
@@ -451,11 +457,8 @@ impl TrainingRun<'_> {
         if self.checkpoints.steps.binary_search(&step).is_ok() {
             for (model, &index) in group.members.iter().enumerate() {
                 let mut extra = self.identity(self.seeds[index]).to_json();
-                if let Some(vocabulary) = self.recipe.vocabulary(self.params)? {
-                    extra[vocabulary::KEY] = vocabulary.to_json();
-                }
-                if let Some(pairs) = self.recipe.byte_pairs(self.params)? {
-                    extra[bpe::KEY] = json!(pairs);
+                for (key, tokens) in &self.tokens {
+                    extra[key] = tokens.clone();
                 }
                 let weights = group.weights(model);
                 let file = checkpoint::encode(group.config(), &weights, step, &extra)?;

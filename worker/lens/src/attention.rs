@@ -245,9 +245,8 @@ impl Folded {
     fn in_steps(&self, hooks: &mut dyn Hooks) -> Tensor {
         let kind = self.v.kind();
         let q = widened(&self.q).transpose(1, 2) / self.scale; // [sequence, head, query, d_head]
-        // A product takes each head's keys together; turned before they are copied, they would be copied one by one.
-        let k = widened(&self.k).transpose(1, 2).contiguous(); // [sequence, head, key, d_head]
-        let scores = self.masked(q.matmul(&k.transpose(2, 3))); // [sequence, head, query, key]
+        let k = widened(&self.k).permute([0, 2, 3, 1]); // [sequence, head, d_head, key]
+        let scores = self.masked(q.matmul(&k)); // [sequence, head, query, key]
         let pattern = self.pattern(scores, kind, hooks);
         pattern.matmul(&self.v.transpose(1, 2)).transpose(1, 2) // [sequence, query, head, d_head]
     }

@@ -36,6 +36,7 @@ use crate::{
     random::counter::Counter,
     recipe::{AnyRecipe, Base, Objective, Plan, Recipe},
     sequence::{self, Sampling, mean, next_token_nll, per_model, sequence_params},
+    subject::TextCodec,
 };
 
 /// See the module documentation.
@@ -129,8 +130,8 @@ impl Recipe for TextLm {
     }
 
     fn probe(&self, params: &Params, device: Device) -> TokenSet {
-        let text = params.text(&params.pairs(), device).expect("`check` has made the same text");
-        probe(&text)
+        let text = params.text(&params.pairs(), device);
+        probe(&text.expect("`check` has made the same text"))
     }
 
     fn byte_pairs(&self, params: &Params) -> Option<Bpe> {
@@ -142,31 +143,30 @@ impl Recipe for TextLm {
     }
 
     fn adapt(&self, params: &Params, base: Base<'_>) -> Result<Option<Box<dyn AnyRecipe>>> {
+        let pairs = Bpe::of_checkpoint(base.record)?;
         if *base.config == Recipe::config(self, params) {
-            return match Bpe::of_checkpoint(base.record)? {
-                // Tokens must go on meaning what the base learned.
-                Some(pairs) if pairs != params.pairs() => {
-                    params.text(&pairs, Device::Cpu)?;
-                    Ok(Some(Box::new(Continued { pairs })))
-                }
-                Some(_) => Ok(None),
-                None if params.n_merges == 0 => Ok(None),
-                None => {
+            match &pairs {
+                None if params.n_merges > 0 => {
                     let problem = "the checkpoint records no byte pairs, so that nobody knows what its tokens mean";
-                    Err(Error::params("n_merges", problem))
+                    return Err(Error::params("n_merges", problem));
                 }
-            };
+                None => return Ok(None),
+                Some(pairs) if *pairs == params.pairs() => return Ok(None),
+                // Tokens must go on meaning what the base learned.
+                Some(_) => {}
+            }
         }
         if base.config.architecture == Kin::Mlp {
             let problem = "a perceptron reads no text: expected a transformer in `init_from`";
             return Err(Error::Unsupported(problem.to_owned()));
         }
-        let Some(codec) = base.text else {
+        let own = pairs.as_ref().map(|pairs| pairs as &dyn TextCodec);
+        let Some(codec) = base.text.or(own) else {
             let problem = "the checkpoint has another architecture than the parameters describe, \
                            and no tokenizer to read the text with";
             return Err(Error::params("init_from", problem));
         };
-        if params.n_merges > 0 {
+        if params.n_merges > 0 && own.is_none() {
             let problem = "expected 0: the checkpoint's own tokenizer reads the text";
             return Err(Error::params("n_merges", problem));
         }
@@ -181,6 +181,7 @@ impl Recipe for TextLm {
             config: base.config.clone(),
             tokens: codec.encode(text, false)?,
             bos: codec.bos().filter(|_| base.config.default_prepend_bos),
+            pairs: pairs.clone().filter(|_| base.text.is_none()),
         };
         adapted.text(params, Device::Cpu)?;
         Ok(Some(Box::new(adapted)))
@@ -191,55 +192,14 @@ fn probe(text: &Text) -> TokenSet {
     TokenSet { tokens: text.test_windows(16), rows_per_batch: 16, last_position_only: false }
 }
 
-/// The same training with the byte pairs of another text, which a checkpoint was trained with.
-struct Continued {
-    pairs: Bpe,
-}
-
-impl Recipe for Continued {
-    type Params = Params;
-    const CARD: &'static Card = TextLm::CARD;
-
-    fn config(&self, params: &Params) -> Config {
-        Recipe::config(&TextLm, params)
-    }
-
-    fn init(&self, params: &Params, seed: u64) -> Weights {
-        Recipe::init(&TextLm, params, seed)
-    }
-
-    fn plan(&self, params: &Params) -> Plan {
-        Recipe::plan(&TextLm, params)
-    }
-
-    fn objective(
-        &self,
-        params: &Params,
-        seeds: &[u64],
-        device: Device,
-    ) -> Result<Box<dyn Objective>> {
-        Ok(Box::new(params.next_token(params.text(&self.pairs, device)?, seeds, device)))
-    }
-
-    fn probe(&self, params: &Params, device: Device) -> TokenSet {
-        probe(&params.text(&self.pairs, device).expect("`adapt` has made the same text"))
-    }
-
-    fn population(&self, params: &Params, device: Device) -> usize {
-        Recipe::population(&TextLm, params, device)
-    }
-
-    fn byte_pairs(&self, _params: &Params) -> Option<Bpe> {
-        Some(self.pairs.clone())
-    }
-}
-
 /// The same training for a model that is there already.
 struct Adapted {
     config: Config,
     /// The text, by the model's own tokenizer.
     tokens: Vec<i64>,
     bos: Option<i64>,
+    /// The byte pairs that are its tokenizer, if they are.
+    pairs: Option<Bpe>,
 }
 
 impl Adapted {
@@ -278,7 +238,7 @@ impl Recipe for Adapted {
     }
 
     fn plan(&self, params: &Params) -> Plan {
-        Recipe::plan(&TextLm, params)
+        params.plan()
     }
 
     fn objective(
@@ -296,6 +256,10 @@ impl Recipe for Adapted {
 
     fn population(&self, _params: &Params, _device: Device) -> usize {
         1
+    }
+
+    fn byte_pairs(&self, _params: &Params) -> Option<Bpe> {
+        self.pairs.clone()
     }
 }
 
