@@ -103,8 +103,8 @@ pub trait Objective {
     /// # Errors
     /// A term that the recipe does not have, or frequencies that do not exist.
     fn penalty(&self, term: &Auxiliary) -> Result<Penalty> {
-        let name = format!("{:?}", term.measure);
-        Err(Error::params("aux", format!("the recipe has no Fourier circuit for the term {name}")))
+        let problem = format!("the recipe has no Fourier circuit for the term `{}`", term.measure);
+        Err(Error::params("aux", problem))
     }
 
     /// How much each head or neuron belongs to the circuit that solves the task, `[n_models, layer, unit]`;

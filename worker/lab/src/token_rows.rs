@@ -121,6 +121,15 @@ impl TokenRows {
         Ok(Self { prompts, layout: Some(layout) })
     }
 
+    /// How many tokens a random row can have behind its BOS token, if there is one, and how many different ones.
+    pub(crate) fn room(subject: &Subject<'_>, prepend_bos: Option<bool>) -> Result<[i64; 2]> {
+        let bos = prompts::bos_in_front(subject, prepend_bos)?;
+        let config = subject.model.config();
+        let is_bounded = config.positional != Positional::None;
+        let n_positions = config.n_ctx - i64::from(bos.is_some());
+        Ok([if is_bounded { n_positions } else { i64::MAX }, Pool::of(subject, bos)?.len()])
+    }
+
     /// Length of each row, i64 `[row]`.
     pub(crate) fn lengths(&self, device: Device) -> Tensor {
         let lengths: Vec<i64> = self.prompts.rows.iter().map(|row| row.len() as i64).collect();

@@ -2,7 +2,8 @@
 //! head's values and outputs and the final norm, is unembedded; a copying head puts the name among the first five.
 //!
 //! Main type: [`CopyScores`]. The head reads through its own norm, so that folding norms into weights changes
-//! nothing. For negative scores the head's output changes sign, which finds heads that write against a name.
+//! nothing; its value bias counts where the head still has one. For negative scores the head's output changes sign,
+//! which finds heads that write against a name.
 
 use sweep_lens::{Cache, Hook, Kind, NormPosition, Normalization, Run, Site, Tensor, Transformer};
 

@@ -164,6 +164,12 @@ impl IoiSet {
         };
         pool.sort_unstable();
         pool.dedup();
+        let Config { d_vocab, .. } = *subject.model.config();
+        if let Some(id) = pool.iter().find(|id| !(0..d_vocab).contains(*id)) {
+            let param = if params.names.is_empty() { "io or s" } else { "names" };
+            let problem = format!("token {id} is not in the vocabulary 0 to {}", d_vocab - 1);
+            return Err(Error::params(param, problem));
+        }
         let bos = prompts::bos_in_front(subject, Some(params.prepend_bos == Some(true)))?;
         let mut rng = random::stream(params.seed, "ioi/others");
         let mut prompts = Vec::new();

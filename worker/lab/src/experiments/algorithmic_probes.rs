@@ -100,6 +100,15 @@ struct Asked {
 }
 
 impl Asked {
+    /// Answers are sets: one that is given twice counts once.
+    fn new(tokens: Vec<i64>, mut right: Vec<i64>, mut wrong: Vec<i64>) -> Self {
+        for answers in [&mut right, &mut wrong] {
+            answers.sort_unstable();
+            answers.dedup();
+        }
+        Self { tokens, right, wrong }
+    }
+
     /// Whether it has both kinds of answers and fits the model.
     fn fits(&self, config: &Config) -> bool {
         let is_known = |ids: &[i64], n: i64| ids.iter().all(|id| (0..n).contains(id));
@@ -198,8 +207,7 @@ impl Cells {
         }
         let mut questions = Vec::new();
         for (row, tokens) in tokens.iter().enumerate() {
-            let (right, wrong) = (right[row].clone(), wrong[row].clone());
-            let asked = Asked { tokens: tokens.clone(), right, wrong };
+            let asked = Asked::new(tokens.clone(), right[row].clone(), wrong[row].clone());
             if !asked.fits(subject.model.config()) {
                 let Config { n_ctx, d_vocab, .. } = *subject.model.config();
                 return Err(Error::params(
@@ -233,7 +241,7 @@ fn in_tokens(codec: &dyn TextCodec, question: &probes::Question, bos: bool) -> O
         texts.iter().filter_map(answer).collect()
     };
     let (right, wrong) = (answers(&question.right), answers(&question.wrong));
-    Some(Asked { tokens, right, wrong })
+    Some(Asked::new(tokens, right, wrong))
 }
 
 /// The label probe in words of a toy vocabulary: names, each followed by a place.
@@ -256,7 +264,7 @@ fn in_words(words: &Vocabulary, n_shots: usize, rng: &mut impl Rng) -> Option<As
     let bos = role("bos").into_iter().take(1);
     let tokens = bos.chain(examples.concat()).chain([asked]).collect();
     let wrong = labels.into_iter().filter(|&other| other != right).collect();
-    Some(Asked { tokens, right: vec![right], wrong })
+    Some(Asked::new(tokens, vec![right], wrong))
 }
 
 /// What is measured of each question.

@@ -53,7 +53,7 @@ params! {
         batch: u64 = 16, min = 1.0, max = 65536.0;
         /// Random tokens that repeat; null: 50, or as many as the context has room for.
         seq_len: Option<u64> = None, min = 2.0, max = 65536.0;
-        /// How often they stand there.
+        /// How often they stand there; once where the context has no room for three tokens so often.
         n_copies: u64 = 2, min = 1.0, max = 64.0;
         /// Whether there is a BOS token; null: the model's default.
         prepend_bos: Option<bool> = None;
@@ -92,10 +92,17 @@ impl Experiment for Composition {
                 config.n_layers * config.n_heads
             )));
         }
+        let (seq_len, n_copies) = match TokenRows::room(subject, params.prepend_bos) {
+            // Too short for copies: the position in front needs none.
+            Ok([room, _]) if params.seq_len.is_none() && room < 3 * params.n_copies as i64 => {
+                (Some(room.max(2) as u64), 1)
+            }
+            _ => (params.seq_len, params.n_copies),
+        };
         let drawing = Drawing {
             batch: params.batch,
-            seq_len: params.seq_len,
-            n_copies: params.n_copies,
+            seq_len,
+            n_copies,
             overwrite_bos: false,
             distinct: false,
             seed: params.seed,

@@ -4,12 +4,13 @@
 //! At every name of the prompts (indirect object and both subjects, up to `n_names` of them) the residual stream
 //! behind block 0 goes through each head's own norm, `W_V` and `W_O`, the final norm and the unembedding: what the head would
 //! write if it attended to that name only. `copy_score` is the fraction of names that are among the five likeliest tokens then,
-//! `negative_copy_score` the same with the head's output negated.
+//! `negative_copy_score` the same with the head's output negated. The head's value bias is added as in the paper's code;
+//! `processing: folded` has moved it to the layer's output bias, where no single head has it.
 //!
 //! # Interpretation
 //! Name movers of GPT-2 small have copy scores above 0.95, the average head below 0.2; negative name movers have negative
 //! copy scores of 0.98 (average 0.12). A token ties with others only against it, so that a head that writes nothing scores 0.
-//! With a vocabulary of few tokens, five of them are a large part: compare with 5 / d_vocab.
+//! Raw and folded weights can differ by a few names, for the value bias. With a vocabulary of few tokens, five of them are a large part: compare with 5 / d_vocab.
 //!
 //! # Source
 //! Wang et al. 2023, arXiv 2211.00593, §3.1 and appendix.

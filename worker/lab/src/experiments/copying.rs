@@ -69,8 +69,8 @@ impl Experiment for Copying {
 
     fn analyse<'a>(&self, subject: &Subject<'a>, params: Params) -> Result<Analysis<'a>> {
         let config = subject.model.config();
-        let room = (config.n_ctx - 1).min(config.d_vocab.min(config.d_vocab_out) - 2);
-        let fitting = SEQ_LEN.min(room);
+        let [n_positions, n_tokens] = TokenRows::room(subject, params.prepend_bos)?;
+        let fitting = SEQ_LEN.min(n_positions).min(n_tokens);
         if params.seq_len.is_none() && fitting < 2 {
             return Err(Error::Unsupported(format!(
                 "`copying` needs two or more different tokens in a row, n_ctx is {} and the vocabulary {}",

@@ -64,6 +64,19 @@ pub(crate) fn check(edit: &Interventions, config: &Config) -> Result<()> {
     if edit.edit_select == "listed" && edit.edit_list.is_empty() {
         return fail("edit_list", "expected what to edit, found nothing");
     }
+    if kind.is_some() && edit.edit_select != "listed" && !edit.edit_list.is_empty() {
+        let (of, select) = (&edit.edit_of, &edit.edit_select);
+        let problem = format!(
+            "{of} by edit_select: {select} are chosen among all of a layer, expected no list (or edit_select: listed)"
+        );
+        return fail("edit_list", &problem);
+    }
+    if edit.edit != "copy" && !edit.edit_source.is_empty() {
+        return fail(
+            "edit_source",
+            &format!("only edit: copy has sources, found edit: {}", edit.edit),
+        );
+    }
     if edit.edit_select == "circuit" && kind.is_none() {
         return fail(
             "edit_of",

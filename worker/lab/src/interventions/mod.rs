@@ -108,6 +108,17 @@ pub enum Measure {
     FourierL1,
 }
 
+impl std::fmt::Display for Measure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Excluded => "excluded",
+            Self::Restricted => "restricted",
+            Self::Gini => "gini",
+            Self::FourierL1 => "fourier-l1",
+        })
+    }
+}
+
 impl Interventions {
     /// Decodes those of `params` that are interventions.
     pub(crate) fn decode(params: &Json) -> Result<Self> {

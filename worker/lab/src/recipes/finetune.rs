@@ -23,7 +23,7 @@ use crate::{
     data::bpe::Bpe,
     error::{Error, Result},
     experiment::TokenSet,
-    interventions::{self, UnitKind},
+    interventions::{self, Auxiliary, Penalty, UnitKind},
     params::{ParamSet, params},
     recipe::{AnyRecipe, Objective, Phase, Plan, Recipe},
     recipes::{RECIPES, modular_addition, modular_addition_mlp},
@@ -256,6 +256,14 @@ impl Objective for TwoTasks {
         // The second task's data start where they start from scratch; the first one's go on.
         let step = if task == 0 { step } else { step - self.params.switch_step };
         self.tasks[task].loss(model, step)
+    }
+
+    fn penalty(&self, term: &Auxiliary) -> Result<Penalty> {
+        let problem = format!(
+            "two tasks have a circuit each: expected `norm`, which needs none, found `{}`",
+            term.measure
+        );
+        Err(Error::params("aux", problem))
     }
 
     fn circuit(&self, model: &Transformer, kind: UnitKind) -> Result<Tensor> {

@@ -3,7 +3,7 @@
 
 use serde_json::{Value as Json, json};
 use sweep_lab::{
-    AnalyseJob, Base, CheckpointPlan, EXPERIMENTS, MemorySink, RECIPES, SeriesTable, Signal,
+    AnalyseJob, Base, CheckpointPlan, Class, EXPERIMENTS, MemorySink, RECIPES, SeriesTable, Signal,
     Subject, TextCodec, TrajectoryInput, analyse,
     lens::{Config, Device, Normalization, Transformer, Weights, checkpoint, init},
     train_from, trajectory,
@@ -66,6 +66,15 @@ fn trunk_and_control_are_the_tasks_own_runs() {
         outcome.unwrap();
         assert!(rest.seeds[&0].states[&30] == back.states[&30], "stopped at {stop}");
     }
+}
+
+#[test]
+fn terms_of_one_tasks_circuit_are_refused() {
+    let params = json!({"both": ["p=7", "d_mlp=5"], "steps": 4, "switch_step": 2, "aux": "gini"});
+    let plan = CheckpointPlan::default();
+    let (outcome, _) = run_recipe("finetune", &params, &[1], &[], &plan, Recorder::new());
+    let error = outcome.unwrap_err();
+    assert!(error.class() == Class::Params && error.to_string().contains("`gini`"), "{error}");
 }
 
 #[test]

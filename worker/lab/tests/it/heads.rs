@@ -3,11 +3,16 @@
 use serde_json::{Value as Json, json};
 use sweep_lab::{
     AnalyseJob, CheckpointPlan, Class, MemorySink, Subject, analyse,
-    lens::{Transformer, checkpoint},
+    lens::{
+        Config, Device, Transformer, Weights,
+        checkpoint::{self, Checkpoint},
+        init,
+    },
 };
 
 use crate::{
     Recorder,
+    circuits::run_on,
     prompts::{Fixture, Letters, find, numbers},
     recipes::settings,
     run_recipe,
@@ -262,6 +267,32 @@ fn words_of_a_recipes_vocabulary_are_read() {
     assert_eq!(by_ids.scalar("prepend_bos", 20), Some(1.0));
     let error = loss(json!({"text": ["nonsense"]})).unwrap_err();
     assert!(error.class() == Class::Params && error.to_string().contains("`nonsense`"), "{error}");
+}
+
+/// Nothing can repeat in three positions, and three words cannot be twenty-five different ones.
+#[test]
+fn the_smallest_models_are_analysed() {
+    let config = Config::toy(2, 4, 2, 3, 3);
+    let parameters = config.parameters().into_iter().filter(|parameter| !parameter.optional);
+    let weights: Weights = parameters
+        .map(|p| (p.name.clone(), init::normal(1, &p.name, &p.shape, 0.4, Device::Cpu)))
+        .collect();
+    let model = Transformer::new(config.clone(), weights.shallow_clone()).unwrap();
+    let checkpoint =
+        Checkpoint { config, weights, step: 0, extra: Json::Null, weights_hash: String::new() };
+    let subject = Subject::of(&checkpoint, &model);
+    for (name, metric) in
+        [("copying", "copying"), ("composition", "qk_trace"), ("composition", "previous_token")]
+    {
+        let sink = run_on(&subject, name, &json!({})).unwrap();
+        let found = &sink.metrics[metric][&0].data;
+        assert!(
+            found.iter().all(|x| x.is_finite()) && found.iter().any(|&x| x != 0.0),
+            "{found:?}"
+        );
+    }
+    let error = run_on(&subject, "induction-heads", &json!({})).unwrap_err();
+    assert!(error.to_string().contains("do not fit in n_ctx 3"), "{error}");
 }
 
 #[test]

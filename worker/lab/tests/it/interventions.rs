@@ -282,6 +282,17 @@ fn interventions_that_cannot_be_are_refused() {
         class(&json!({"edit": "zero", "edit_of": "heads", "edit_list": ["L0H0"]})),
         Class::Params
     );
+    // Choices that would be left aside.
+    let recipe = RECIPES.iter().find(|recipe| recipe.card().name == MLP).unwrap();
+    let refused = |more: Json| {
+        let error = recipe.check_params(&setting(&more)).unwrap_err();
+        assert_eq!(error.class(), Class::Params);
+        error.to_string()
+    };
+    let units = json!({"edit": "zero", "edit_of": "neurons", "edit_select": "random", "edit_list": ["L0N1"]});
+    assert!(refused(units).contains("chosen among all of a layer"));
+    let sources = json!({"edit": "zero", "edit_of": "neurons", "edit_list": ["L0N1"], "edit_source": ["L0N2"]});
+    assert!(refused(sources).contains("only edit: copy has sources"));
     // Every recipe takes them, and says so.
     for recipe in RECIPES {
         let names: Vec<&str> = recipe.param_defs().iter().map(|def| def.name).collect();

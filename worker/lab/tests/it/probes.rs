@@ -106,6 +106,10 @@ fn probes_measure_what_the_logits_say() {
         assert!((found - expected).abs() < 1e-5, "{metric}: {found}, not {expected}");
     }
     assert_eq!(sink.metrics["chance"][&7].data, [0.5]);
+    // An answer is one, however often it is listed.
+    let twice = json!({"tokens": rows, "right": [[5, 5], [7, 6, 7]], "wrong": [[2, 1], [9, 9]]});
+    let again = fixture.run("algorithmic-probes", &twice, None).unwrap();
+    assert_eq!(again.metrics, sink.metrics);
     for (params, words) in [
         (json!({"tokens": [[1]], "right": [[2]]}), "1 rows, found 0"),
         (json!({"tokens": [[1]], "right": [[2]], "wrong": [[2]]}), "row 0"),
