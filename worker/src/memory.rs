@@ -13,7 +13,7 @@ pub fn available() -> Option<u64> {
     Some(of_kernel()?.saturating_add(kept().unwrap_or(0)))
 }
 
-/// Pages that hold nothing and still belong to this process: a model that was just freed, for some seconds.
+/// Pages that hold nothing and still belong to this process: a model that was just freed, for a minute.
 fn kept() -> Option<u64> {
     epoch::advance().ok()?;
     let used = stats::active::read().ok()?.saturating_add(stats::metadata::read().ok()?);

@@ -77,12 +77,12 @@ fn turned(rows: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Option<Tensor> {
 /// Multiplications from which on a product is worth a convolution's preparations.
 const LARGE_PRODUCT: i64 = 1 << 28;
 
-/// Rows from which on a product is worth turning weights whose outputs do not lie together, a twentieth of the time then.
-const MANY_ROWS: i64 = 1024;
+/// Rows from which on this also holds for weights whose inputs do not lie together.
+const MANY_ROWS: i64 = 512;
 
 /// A large product of inference on a CPU as a convolution with kernels of one pixel, which oneDNN computes: the same up to
-/// rounding, on AMD processors a tenth to a fifth faster than MKL, whose best kernels are for Intel's. `None` for what is no such
-/// product.
+/// rounding, on AMD processors a tenth to a fifth faster than MKL, whose best kernels are for Intel's. Kernels of a transposed
+/// convolution lie the other way round, so that no weights are turned for it. `None` for what is no such product.
 ///
 /// # Shapes
 /// As [`affine`] for a single model, with `rows` `[row, d_in]`.
@@ -100,9 +100,16 @@ fn by_one_dnn(rows: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Option<Tensor> {
         return None;
     }
     let pixels = rows.view([1, n_rows, 1, d_in]).permute([0, 3, 1, 2]); // [1, d_in, row, 1]
-    let kernels = by_output.contiguous().view([d_out, d_in, 1, 1]);
     let (one, zero) = ([1i64, 1], [0i64, 0]);
-    let y = pixels.mkldnn_convolution(&kernels, b, zero, one, one, 1); // [1, d_out, row, 1]
+    // [1, d_out, row, 1]
+    let y = if by_output.is_contiguous() || tch::get_num_threads() == 1 {
+        // A single thread's transposed convolutions of one pixel are not oneDNN's.
+        let kernels = by_output.contiguous().view([d_out, d_in, 1, 1]);
+        pixels.mkldnn_convolution(&kernels, b, zero, one, one, 1)
+    } else {
+        let kernels = w.reshape([d_in, d_out, 1, 1]);
+        pixels.conv_transpose2d(&kernels, b, one, zero, zero, 1, one)
+    };
     Some(y.permute([0, 2, 3, 1]).reshape([n_rows, d_out]))
 }
 
@@ -170,13 +177,13 @@ mod tests {
 
     #[test]
     fn what_is_learned_small_or_turned_for_few_rows_stays_with_the_usual_library() {
-        let x = Tensor::ones([1024, 512], (Kind::Float, Device::Cpu));
-        let w = Tensor::ones([512, 512], (Kind::Float, Device::Cpu)).transpose(0, 1);
+        let x = Tensor::ones([MANY_ROWS, 1024], (Kind::Float, Device::Cpu));
+        let w = Tensor::ones([512, 1024], (Kind::Float, Device::Cpu)).transpose(0, 1);
         assert!(by_one_dnn(&x, &w, None).is_some());
-        assert!(by_one_dnn(&x.narrow(0, 0, 1023), &w, None).is_none());
+        assert!(by_one_dnn(&x.narrow(0, 0, MANY_ROWS - 1), &w, None).is_none());
         assert!(by_one_dnn(&x, &w.contiguous(), None).is_some());
-        let wide = Tensor::ones([512, 1024], (Kind::Float, Device::Cpu));
-        assert!(by_one_dnn(&x.narrow(0, 0, 1023), &wide, None).is_none());
+        let wide = Tensor::ones([1024, 1024], (Kind::Float, Device::Cpu));
+        assert!(by_one_dnn(&x.narrow(0, 0, MANY_ROWS - 1), &wide, None).is_none());
         assert!(by_one_dnn(&x.to_kind(Kind::Double), &w.to_kind(Kind::Double), None).is_none());
         assert!(by_one_dnn(&x.set_requires_grad(true), &w, None).is_none());
     }

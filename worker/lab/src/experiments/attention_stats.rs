@@ -105,6 +105,7 @@ impl Experiment for AttentionStats {
             prepend_bos: rows.prompts.prepend_bos,
             sums: PatternSums::new(n_layers),
             entropies: PatternSums::new(n_layers),
+            queries_at: None,
             offsets: (0..n_layers).map(|_| None).collect(),
         };
         Ok(Analysis::Observe(token_set, Box::new(observer)))
@@ -126,6 +127,9 @@ struct Stats {
     sums: PatternSums,
     /// The same machinery for entropies, which are one number per query: `[batch, head, query, 1]`.
     entropies: PatternSums,
+    /// First row of the batch at hand and, by offset, its queries that count, f32 `[batch, 1, query]` without those that
+    /// are too early.
+    queries_at: Option<(i64, Vec<Tensor>)>,
     /// By layer: summed attention at each offset, f64 `[head, offset]`.
     offsets: Vec<Option<Tensor>>,
 }
@@ -161,10 +165,17 @@ impl Stats {
 
     fn see_offsets(&mut self, layer: usize, first_row: i64, pattern: &Tensor) {
         let (n_rows, pos) = (pattern.size()[0], pattern.size()[3]);
-        let by_offset: Vec<Tensor> = (1..=self.n_offsets)
-            .map(|offset| {
+        if self.queries_at.as_ref().is_none_or(|(row, _)| *row != first_row) {
+            let queries = (1..=self.n_offsets).map(|offset| {
                 let queries = self.offset_queries(first_row, n_rows, pos, offset);
-                let queries = queries.narrow(1, offset, pos - offset).unsqueeze(1); // [batch, 1, query]
+                queries.narrow(1, offset, pos - offset).unsqueeze(1)
+            });
+            self.queries_at = Some((first_row, queries.collect()));
+        }
+        let (_, queries_at) = self.queries_at.as_ref().expect("made above");
+        let by_offset: Vec<Tensor> = (1..)
+            .zip(queries_at)
+            .map(|(offset, queries)| {
                 let diagonal = pattern.diagonal(-offset, -2, -1); // [batch, head, query]
                 (diagonal * queries).sum_dim_intlist(&[0i64, 2][..], false, Kind::Double)
             })
@@ -319,6 +330,7 @@ mod tests {
             prepend_bos: true,
             sums: PatternSums::new(1),
             entropies: PatternSums::new(1),
+            queries_at: None,
             offsets: vec![None],
         });
         let hook = Hook::block(0, Site::Pattern);
