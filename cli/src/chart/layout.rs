@@ -103,8 +103,8 @@ impl Grid {
         let mut bottom = y;
         for row in 0..rows {
             let panels = || (0..columns).filter_map(move |column| cell(row, column));
-            let titled = panels().any(|panel| !panel.title.is_empty());
-            y += if titled { PANEL_TITLE + GAP } else { GAP / 2.0 };
+            let title = panels().map(title_height).fold(0.0, f64::max);
+            y += if title > 0.0 { title + GAP } else { GAP / 2.0 };
             tops.push(y);
             bottom = y + panels().map(|panel| panel.size.1).fold(0.0, f64::max);
             y = bottom + panels().map(bottom_margin).fold(0.0, f64::max) + GAP;
@@ -258,9 +258,10 @@ fn draw_panel(svg: &mut Svg, figure: &Figure, grid: &Grid, index: usize, panel: 
         let at = (left - MARK - 3.0, y + TICK * 0.36);
         svg.text(at, &tick.label, style(TICK, false, Anchor::End));
     }
-    if !panel.title.is_empty() {
-        let size = fitting(&panel.title, PANEL_TITLE, area.width);
-        svg.text((left, top - 6.0), &panel.title, style(size, false, Anchor::Start));
+    let (size, title) = title_lines(panel);
+    for (line, y) in title.iter().rev().zip(0..) {
+        let y = top - 6.0 - f64::from(y) * size * LEADING;
+        svg.text((left, y), line, style(size, false, Anchor::Start));
     }
     if !panel.x.label.is_empty() {
         let below = bottom + MARK + 4.0 + x_tick_height(panel);
@@ -273,6 +274,30 @@ fn draw_panel(svg: &mut Svg, figure: &Figure, grid: &Grid, index: usize, panel: 
         let size = fitting(&panel.y.label, LABEL, area.height + PANEL_TITLE + GAP);
         svg.text_turned(at, &panel.y.label, style(size, false, Anchor::Middle), true);
     }
+}
+
+/// From one line of a title to the next, in sizes.
+const LEADING: f64 = 1.15;
+
+/// The lines of a panel's title and their size: one if that can be read, else broken behind commas, so that it does not
+/// run into the next panel's.
+fn title_lines(panel: &Panel) -> (f64, Vec<String>) {
+    let width = panel.size.0;
+    let fits = |line: &str| text_width(line, LABEL_MIN + 1.0, false) <= width;
+    let mut lines: Vec<String> = Vec::new();
+    for part in panel.title.split_inclusive(", ") {
+        match lines.last_mut() {
+            Some(line) if fits(&format!("{line}{}", part.trim_end())) => line.push_str(part),
+            _ => lines.push(part.to_owned()),
+        }
+    }
+    let sizes = lines.iter().map(|line| fitting(line.trim_end(), PANEL_TITLE, width));
+    (sizes.fold(PANEL_TITLE, f64::min), lines)
+}
+
+fn title_height(panel: &Panel) -> f64 {
+    let (size, lines) = title_lines(panel);
+    if lines.is_empty() { 0.0 } else { PANEL_TITLE + (lines.len() - 1) as f64 * size * LEADING }
 }
 
 /// The size at which a label of `size` is no longer than `pixels`, down to what can still be read.

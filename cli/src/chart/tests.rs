@@ -134,3 +134,14 @@ fn text_that_is_drawn_stays_on_the_page() {
     assert!(content.left() >= 0.0 && content.top() >= 0.0, "{content:?}");
     assert!(content.right() <= page.width() && content.bottom() <= page.height(), "{content:?}");
 }
+
+#[test]
+fn long_titles_of_panels_break_behind_commas() {
+    let mut long = figure(line(vec![(0.0, 1.0), (4.0, 2.0)]), None);
+    long.panels[0].title = "seed 0, a leader with a long name, a follower with a name".into();
+    let (left, below) = ("seed 0, a leader with a long name,", "a follower with a name");
+    let svg = to_svg(&long);
+    let texts: Vec<&str> = svg.split("<text").filter(|text| text.contains("name")).collect();
+    assert_eq!(texts.len(), 2, "{svg}");
+    assert!(texts.iter().any(|text| text.contains(left) && !text.contains(below)), "{texts:?}");
+}

@@ -99,7 +99,11 @@ fn over_steps(
     columns: usize,
 ) -> Panel {
     let steps: Vec<f64> = curve.series.steps.iter().map(|step| *step as f64).collect();
-    let (x_edges, x_scale) = step_edges(&steps, spec.log_x);
+    let (x_edges, x_scale) = match curve.series.steps.as_slice() {
+        // A single step is a place, not a range.
+        [step] => (vec![0.0, 1.0], Scale::Names { names: vec![step.to_string()], reversed: false }),
+        _ => step_edges(&steps, spec.log_x),
+    };
     let rows = axis.size as usize;
     let (y_edges, y_scale) = axis_edges(axis);
     let at = |row: usize| {

@@ -148,6 +148,30 @@ fn entries(measured: &Measured<'_>, names: &Names, with_model: bool) -> Vec<Entr
     (0..curve.block).map(entry).collect()
 }
 
+/// Settings `a=1,b=2` without the parameters that all of them share; names without parameters stay.
+fn without_shared(settings: &[String]) -> Vec<String> {
+    // A list among the values has commas of its own.
+    let parts = |setting: &String| {
+        let mut parts: Vec<String> = Vec::new();
+        for piece in setting.split(',') {
+            match parts.last_mut() {
+                Some(part) if !piece.contains('=') => *part = format!("{part},{piece}"),
+                _ => parts.push(piece.to_owned()),
+            }
+        }
+        parts
+    };
+    let all: Vec<Vec<String>> =
+        settings.iter().filter(|setting| setting.contains('=')).map(parts).collect();
+    let is_shared = |part: &String| all.iter().all(|setting| setting.contains(part));
+    let shorter = |setting: &String| {
+        let kept: Vec<String> =
+            parts(setting).into_iter().filter(|part| !is_shared(part)).collect();
+        if kept.is_empty() || !setting.contains('=') { setting.clone() } else { kept.join(",") }
+    };
+    settings.iter().map(shorter).collect()
+}
+
 /// What the places of the first axis are called; those of a second one share its row. Names of models lose what they share.
 fn cell_names(curve: &Curve) -> Vec<String> {
     let Some(axis) = curve.series.axes.first() else { return vec![String::new(); curve.block] };
@@ -166,11 +190,31 @@ fn cell_names(curve: &Curve) -> Vec<String> {
                 name.to_owned()
             }
         };
-        labels.iter().map(|name| spoken(&name[prefix..])).collect()
+        let shorter = if axis.name == "arm" { without_shared(&labels) } else { labels };
+        shorter.iter().map(|name| spoken(&name[prefix..])).collect()
     };
     let is_only = size == 1 && curve.series.axes.len() > 1;
     let name = |cell: usize| {
         if is_only { String::new() } else { names[cell / (curve.block / size)].clone() }
     };
     (0..curve.block).map(name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_shared;
+
+    #[test]
+    fn what_all_settings_share_is_left_out() {
+        let shorter = |settings: &[&str]| {
+            let settings: Vec<String> = settings.iter().map(|&text| text.to_owned()).collect();
+            without_shared(&settings)
+        };
+        assert_eq!(
+            shorter(&["base", "edit=zero,of=[a,b],n=1", "edit=zero,of=[a,c],n=1"]),
+            ["base", "of=[a,b]", "of=[a,c]"]
+        );
+        assert_eq!(shorter(&["base", "edit=zero"]), ["base", "edit=zero"]);
+        assert_eq!(shorter(&["a=1", "a=2,b=1"]), ["a=1", "a=2,b=1"]);
+    }
 }
