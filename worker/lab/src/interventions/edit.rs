@@ -71,12 +71,6 @@ pub(crate) fn check(edit: &Interventions, config: &Config) -> Result<()> {
         );
         return fail("edit_list", &problem);
     }
-    if edit.edit != "copy" && !edit.edit_source.is_empty() {
-        return fail(
-            "edit_source",
-            &format!("only edit: copy has sources, found edit: {}", edit.edit),
-        );
-    }
     if edit.edit_select == "circuit" && kind.is_none() {
         return fail(
             "edit_of",

@@ -291,8 +291,6 @@ fn interventions_that_cannot_be_are_refused() {
     };
     let units = json!({"edit": "zero", "edit_of": "neurons", "edit_select": "random", "edit_list": ["L0N1"]});
     assert!(refused(units).contains("chosen among all of a layer"));
-    let sources = json!({"edit": "zero", "edit_of": "neurons", "edit_list": ["L0N1"], "edit_source": ["L0N2"]});
-    assert!(refused(sources).contains("only edit: copy has sources"));
     // Every recipe takes them, and says so.
     for recipe in RECIPES {
         let names: Vec<&str> = recipe.param_defs().iter().map(|def| def.name).collect();
