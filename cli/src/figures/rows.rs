@@ -106,6 +106,14 @@ fn panel(
         }
         drawn.push(line(vec![(entry.value, y)]));
     }
+    // What has no place on the axis says so, or it would look forgotten.
+    let is_infinite = |name: &String| {
+        shown.iter().any(|entry| entry.row == *name && entry.value == f64::INFINITY)
+    };
+    let names: Vec<String> = names
+        .into_iter()
+        .map(|name| if is_infinite(&name) { format!("{name} (∞)") } else { name })
+        .collect();
     let mut bases = of_unit;
     if one_row {
         bases.dedup();

@@ -445,6 +445,11 @@ fn one_step_with_intervals_is_a_row_of_dots_and_bars() {
     let svg = show("rows", &figure);
     assert_eq!(svg.matches("<circle").count(), 3, "a value that is missing has no dot");
     assert_eq!(svg.matches("<polyline").count(), 3, "and no bar");
+    // What is never reached is no missing value.
+    curves[0].series.values[1] = f64::INFINITY;
+    let figure = draw(&spec(FigureKind::Intervals, &metrics, true, false), &curves, "").unwrap();
+    let Scale::Names { names, .. } = &figure.panels[0].y.scale else { panic!() };
+    assert_eq!(names[..3], ["weights, layer 0", "weights, layer 1 (∞)", "logits, layer 0"]);
 
     let mut curves = grokking(2);
     for suffix in ["low", "high"] {
