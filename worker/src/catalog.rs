@@ -78,6 +78,8 @@ fn params(defs: &[ParamDef]) -> Vec<pb::Param> {
             choices: param.choices.iter().map(|&choice| choice.to_owned()).collect(),
             doc: param.doc.to_owned(),
             group: param.group.unwrap_or_default().to_owned(),
+            at_most: param.at_most.unwrap_or_default().to_owned(),
+            divides: param.divides.unwrap_or_default().to_owned(),
         })
         .collect()
 }

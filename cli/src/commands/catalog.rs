@@ -220,12 +220,18 @@ fn allowed(param: &pb::Param) -> String {
     if !param.choices.is_empty() {
         return param.choices.join(", ");
     }
-    match (param.min, param.max) {
-        (Some(min), Some(max)) => format!("{min} to {max}"),
-        (Some(min), None) => format!("at least {min}"),
-        (None, Some(max)) => format!("at most {max}"),
-        (None, None) => String::new(),
+    let mut words = match (param.min, param.max) {
+        (Some(min), Some(max)) => vec![format!("{min} to {max}")],
+        (Some(min), None) => vec![format!("at least {min}")],
+        (None, Some(max)) => vec![format!("at most {max}")],
+        (None, None) => vec![],
+    };
+    for (word, other) in [("at most", &param.at_most), ("divides", &param.divides)] {
+        if !other.is_empty() {
+            words.push(format!("{word} {other}"));
+        }
     }
+    words.join(", ")
 }
 
 fn param_json(param: &pb::Param) -> Value {
@@ -236,6 +242,8 @@ fn param_json(param: &pb::Param) -> Value {
         "min": param.min,
         "max": param.max,
         "choices": param.choices,
+        "at_most": param.at_most,
+        "divides": param.divides,
         "doc": param.doc,
     })
 }

@@ -235,6 +235,7 @@ impl<'a> Checker<'a> {
         given: &Map<String, Value>,
         metrics: Option<&[Produced<'_>]>,
     ) {
+        let before = self.problems.len();
         for (key, value) in given {
             let mut path = at.to_vec();
             path.push(Segment::Key(key.clone()));
@@ -270,6 +271,9 @@ impl<'a> Checker<'a> {
             }
         }
         self.groups(at, owner, known, given);
+        if self.problems.len() == before {
+            self.relations(at, known, given);
+        }
         for param in known.iter().filter(|param| names_metrics(param)) {
             let missing = is_empty(&expand::default_of(param));
             if missing && !given.contains_key(&param.name) {
@@ -315,6 +319,36 @@ impl<'a> Checker<'a> {
                 None => drop(path.pop_if(|last| matches!(last, Segment::Key(_)))),
             }
             self.add(path, message, None);
+        }
+    }
+
+    /// Checks what parameters declare about each other, for every combination that would run.
+    fn relations(&mut self, at: &[Segment], known: &[pb::Param], given: &Map<String, Value>) {
+        let values = |name: &str| -> Vec<Value> {
+            let Some(param) = known.iter().find(|param| param.name == name) else { return vec![] };
+            let Some(value) = given.get(name) else { return vec![expand::default_of(param)] };
+            expand::axis_of(param, value).map_or_else(|| vec![value.clone()], <[Value]>::to_vec)
+        };
+        for param in known {
+            let relations: [(&str, &str, fn(f64, f64) -> bool); 2] = [
+                (&param.at_most, "is more than", |own, bound| own <= bound),
+                (&param.divides, "does not divide", |own, whole| whole % own == 0.0),
+            ];
+            for (other, words, holds) in relations {
+                let others = values(other);
+                let pairs = values(&param.name).into_iter().flat_map(|own| {
+                    others.iter().map(move |bound| (own.clone(), bound.clone()))
+                });
+                let broken = pairs.into_iter().find(|(own, bound)| {
+                    let numbers = own.as_f64().zip(bound.as_f64());
+                    numbers.is_some_and(|(own, bound)| !holds(own, bound))
+                });
+                let Some((own, bound)) = broken else { continue };
+                let key = if given.contains_key(&param.name) { &param.name } else { other };
+                let mut path = at.to_vec();
+                path.push(Segment::Key(key.to_owned()));
+                self.add(path, format!("`{}` {own} {words} `{other}` {bound}", param.name), None);
+            }
         }
     }
 

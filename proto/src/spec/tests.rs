@@ -21,6 +21,9 @@ fn catalog() -> pb::Catalog {
                 param("weight_decay", "float", "1.0"),
                 param("steps", "int", "1000"),
                 param("widths", "int-list", "[1]"),
+                pb::Param { divides: "d_model".into(), ..param("n_heads", "int", "4") },
+                param("d_model", "int", "64"),
+                pb::Param { at_most: "steps".into(), ..param("switch", "int", "1") },
             ],
             metrics: vec![metric("train_loss")],
             ..Default::default()
@@ -184,6 +187,30 @@ fn one_of_a_group_and_lists_of_lists() {
     check(with(json!({ "tokens": [[1.5]] })), "`tokens` must be a whole number");
     check(with(json!({ "tokens": [[1]], "prepend_bos": 1 })), "must be true or false");
     check(with(json!({ "text": null })), "`text` must be a list");
+}
+
+#[test]
+fn relations_hold_for_every_combination() {
+    let with = |params: Value| {
+        json!({ "models": [{ "train": { "recipe": "modular-addition", "params": params } }] })
+    };
+    check(with(json!({ "n_heads": [2, 8], "d_model": [16, 64] })), "");
+    check(
+        with(json!({ "n_heads": [2, 3] })),
+        "models[0].train.params.n_heads: `n_heads` 3 does not divide `d_model` 64",
+    );
+    check(
+        with(json!({ "d_model": [64, 66] })),
+        "models[0].train.params.d_model: `n_heads` 4 does not divide `d_model` 66",
+    );
+    check(with(json!({ "switch": 1000 })), "");
+    check(with(json!({ "switch": 10, "steps": [10, 9] })), "`switch` 10 is more than `steps` 9");
+    // What is wrong by itself is told as that alone.
+    let mut document = with(json!({ "n_heads": 0 }));
+    document["name"] = json!("grokking");
+    assert_eq!(problems(&document), [
+        "models[0].train.params.n_heads: `n_heads` must be at least 1, found 0"
+    ]);
 }
 
 #[test]

@@ -86,6 +86,10 @@ pub struct ParamDef {
     pub choices: &'static [&'static str],
     /// Of the parameters of one group exactly one has to be given, and not be empty.
     pub group: Option<&'static str>,
+    /// Another parameter that this one must not exceed.
+    pub at_most: Option<&'static str>,
+    /// Another parameter that this one must divide.
+    pub divides: Option<&'static str>,
     /// One sentence.
     pub doc: &'static str,
 }
@@ -183,6 +187,32 @@ fn check_groups(defs: &[ParamDef], given: &Map<String, Value>) -> Result<()> {
     Ok(())
 }
 
+/// Checks what parameters declare about each other, defaults filled in.
+fn check_relations(defs: &[ParamDef], given: &Map<String, Value>) -> Result<()> {
+    let value = |name: &str| {
+        let def = defs.iter().find(|def| def.name == name)?;
+        let value = given.get(name).cloned().unwrap_or_else(def.default);
+        Some((value.as_f64()?, value))
+    };
+    for def in defs {
+        let Some((number, own)) = value(def.name) else { continue };
+        let fail = |words: &str, other: &str, bound: &Value| {
+            Err(Error::params(def.name, format!("{own} {words} {other} {bound}")))
+        };
+        if let Some((other, (bound, shown))) = def.at_most.and_then(|name| Some((name, value(name)?)))
+            && number > bound
+        {
+            return fail("is more than", other, &shown);
+        }
+        if let Some((other, (whole, shown))) = def.divides.and_then(|name| Some((name, value(name)?)))
+            && whole % number != 0.0
+        {
+            return fail("does not divide", other, &shown);
+        }
+    }
+    Ok(())
+}
+
 /// A parameter struct made by `params!`.
 pub trait ParamSet: Serialize + DeserializeOwned + Default + Clone {
     /// One entry per field, in order.
@@ -247,6 +277,7 @@ pub(crate) fn decode<P: ParamSet>(value: &Value) -> Result<P> {
         ));
     }
     check_groups(P::DEFS, &given)?;
+    check_relations(P::DEFS, &given)?;
     serde_json::from_value(Value::Object(given))
         .map_err(|error| Error::params("(all)", error.to_string()))
 }
@@ -263,8 +294,9 @@ pub(crate) fn defaults(defs: &[ParamDef]) -> Value {
     Value::Object(defs.iter().map(|def| (def.name.to_owned(), (def.default)())).collect())
 }
 
-/// Declares a parameter struct: name, type, default, optional `min`, `max`, `choices`, `group`, and
-/// docs. An `Option` is decided by the experiment unless given.
+/// Declares a parameter struct: name, type, default, optional `min`, `max`, `choices`, `group`, `at_most`
+/// and `divides` (another parameter of the same set), and docs. An `Option` is decided by the experiment
+/// unless given.
 ///
 /// ```ignore
 /// params! {
@@ -283,7 +315,8 @@ macro_rules! params {
                 $(#[doc = $doc:literal])+
                 $name:ident : $ty:ty = $default:expr
                     $(, min = $min:expr)? $(, max = $max:expr)? $(, choices = $choices:expr)?
-                    $(, group = $group:expr)? ;
+                    $(, group = $group:expr)? $(, at_most = $at_most:ident)?
+                    $(, divides = $divides:ident)? ;
             )+
         }
     ) => {
@@ -311,6 +344,8 @@ macro_rules! params {
                     max: $crate::params::params!(@optional $($max)?),
                     choices: $crate::params::params!(@list $($choices)?),
                     group: $crate::params::params!(@optional $($group)?),
+                    at_most: $crate::params::params!(@name $($at_most)?),
+                    divides: $crate::params::params!(@name $($divides)?),
                     doc: concat!($($doc,)+).trim_ascii(),
                 }, )+
             ];
@@ -318,6 +353,8 @@ macro_rules! params {
     };
     (@optional) => { None };
     (@optional $value:expr) => { Some($value) };
+    (@name) => { None };
+    (@name $name:ident) => { Some(stringify!($name)) };
     (@list) => { &[] };
     (@list $value:expr) => { &$value };
 }
@@ -357,6 +394,35 @@ mod tests {
             text: Vec<String> = Vec::new(), group = "input";
             /// Whether.
             flag: Option<bool> = None;
+        }
+    }
+
+    params! {
+        /// Numbers that know each other.
+        pub struct Related {
+            /// Heads.
+            n_heads: i64 = 4, min = 1.0, divides = d_model;
+            /// Width.
+            d_model: i64 = 64, min = 1.0;
+            /// Shortest.
+            shortest: f64 = 1.0, at_most = longest;
+            /// Longest.
+            longest: f64 = 2.5;
+            /// Not known here.
+            step: i64 = 7, at_most = steps;
+        }
+    }
+
+    #[test]
+    fn relations_hold_with_defaults_filled_in() {
+        assert!(decode::<Related>(&json!({"n_heads": 8, "shortest": 2.5})).is_ok());
+        for (bad, name, words) in [
+            (json!({"n_heads": 5}), "n_heads", "5 does not divide d_model 64"),
+            (json!({"d_model": 6}), "n_heads", "4 does not divide d_model 6"),
+            (json!({"shortest": 3}), "shortest", "3 is more than longest 2.5"),
+            (json!({"longest": 0.5}), "shortest", "1.0 is more than longest 0.5"),
+        ] {
+            check_refused::<Related>(&bad, name, words);
         }
     }
 

@@ -10,7 +10,6 @@ use sweep_lens::{
 };
 
 use crate::{
-    error::{Error, Result},
     optimizer::{AdamWConfig, Schedule},
     random::counter::Counter,
     recipe::Plan,
@@ -38,15 +37,6 @@ pub(crate) struct Architecture<'a> {
 }
 
 impl Architecture<'_> {
-    /// Heads share the residual stream evenly.
-    pub(crate) fn check(&self) -> Result<()> {
-        if self.d_model % self.n_heads == 0 {
-            return Ok(());
-        }
-        let problem = format!("{} does not divide d_model {}", self.n_heads, self.d_model);
-        Err(Error::params("n_heads", problem))
-    }
-
     pub(crate) fn config(&self) -> Config {
         let attn_only = self.variant == "attn-only";
         let normalization = match self.normalization {
@@ -120,7 +110,7 @@ macro_rules! sequence_params {
                 /// Width of the residual stream.
                 d_model: i64 = 64, min = 1.0, max = 4096.0;
                 /// Attention heads; they share d_model.
-                n_heads: i64 = 4, min = 1.0, max = 64.0;
+                n_heads: i64 = 4, min = 1.0, max = 64.0, divides = d_model;
                 /// Neurons per block, if it has any.
                 d_mlp: i64 = 256, min = 1.0, max = 16384.0;
                 /// Norm in front of every component, without parameters.

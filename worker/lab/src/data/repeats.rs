@@ -32,16 +32,13 @@ pub struct RepeatedRows {
     pub period: Tensor,
 }
 
-/// Checks a recipe's range of periods, in whose sequences something must repeat.
-pub(crate) fn check([shortest, longest]: [i64; 2], n_ctx: i64) -> Result<()> {
-    let fail = |problem| Err(Error::params("period_max", problem));
-    if shortest > longest {
-        return fail(format!("{longest} is below period_min {shortest}"));
+/// Checks a recipe's longest period, in whose sequences something must repeat.
+pub(crate) fn check(longest: i64, n_ctx: i64) -> Result<()> {
+    if longest + 1 < n_ctx {
+        return Ok(());
     }
-    if longest + 1 >= n_ctx {
-        return fail(format!("{longest} leaves no repeat to predict in n_ctx {n_ctx}"));
-    }
-    Ok(())
+    let problem = format!("{longest} leaves no repeat to predict in n_ctx {n_ctx}");
+    Err(Error::params("period_max", problem))
 }
 
 impl Repeats {

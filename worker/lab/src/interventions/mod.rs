@@ -28,7 +28,7 @@ params! {
         /// like hub:OWNER/NAME@REVISION or s3://BUCKET/PREFIX; empty draws them.
         init_from: String = String::new();
         /// Update from which on the data come in another order; -1 is never.
-        branch_step: i64 = -1, min = -1.0;
+        branch_step: i64 = -1, min = -1.0, at_most = steps;
         /// Seed of that order.
         branch_seed: i64 = 0, min = 0.0;
         /// Auxiliary loss term, added aux_weight times.

@@ -54,7 +54,7 @@ params! {
         /// Width of the residual stream.
         d_model: i64 = 128, min = 1.0, max = 4096.0;
         /// Attention heads; they share d_model.
-        n_heads: i64 = 4, min = 1.0, max = 64.0;
+        n_heads: i64 = 4, min = 1.0, max = 64.0, divides = d_model;
         /// Neurons per layer.
         d_mlp: i64 = 512, min = 1.0, max = 16384.0;
         /// Learning rate after the warm-up.
@@ -153,10 +153,6 @@ impl Recipe for Addition {
 
     fn check(&self, params: &Params) -> Result<()> {
         let fail = |name: &str, problem: String| Err(Error::params(name, problem));
-        if params.d_model % params.n_heads != 0 {
-            let (n_heads, d_model) = (params.n_heads, params.d_model);
-            return fail("n_heads", format!("{n_heads} does not divide d_model {d_model}"));
-        }
         if params.batch == 0 && params.n_examples == 0 {
             return fail("batch", "0 takes all examples, but batches are fresh".to_owned());
         }

@@ -52,7 +52,7 @@ params! {
         /// Further parameters of the second task.
         second: Vec<String> = vec!["operation=subtract".to_owned()];
         /// Updates before the second task; 0 trains it from scratch.
-        switch_step: u64 = 4_000, max = 10_000_000.0;
+        switch_step: u64 = 4_000, max = 10_000_000.0, at_most = steps;
         /// Update from which on the first task is trained again; -1 is never.
         return_step: i64 = -1, min = -1.0;
         /// Updates in all.

@@ -44,7 +44,7 @@ sequence_params! {
     /// Length of a sequence.
     n_ctx: i64 = 48, min = 3.0, max = 4096.0;
     /// Shortest period.
-    period_min: i64 = 8, min = 2.0, max = 4095.0;
+    period_min: i64 = 8, min = 2.0, max = 4095.0, at_most = period_max;
     /// Longest period; equal to the shortest one it gives the control without induction.
     period_max: i64 = 24, min = 2.0, max = 4095.0;
     /// Size of a finite training set; 0 draws new sequences for every update.
@@ -83,8 +83,7 @@ impl Recipe for Induction {
     };
 
     fn check(&self, params: &Params) -> Result<()> {
-        params.architecture().check()?;
-        repeats::check([params.period_min, params.period_max], params.n_ctx)
+        repeats::check(params.period_max, params.n_ctx)
     }
 
     fn config(&self, params: &Params) -> Config {

@@ -18,7 +18,7 @@ use sweep_lens::{Config, Device, Weights};
 use crate::{
     card::{Card, Requires, Stage},
     data::modular::{Form, OPERATIONS, Operation, Pairs, check_split},
-    error::{Error, Result},
+    error::Result,
     experiment::TokenSet,
     modular::{self, FullBatch},
     optimizer::{AdamWConfig, Schedule},
@@ -44,7 +44,7 @@ params! {
         /// Width of the residual stream.
         d_model: i64 = 128, min = 1.0, max = 4096.0;
         /// Attention heads; they share d_model.
-        n_heads: i64 = 4, min = 1.0, max = 64.0;
+        n_heads: i64 = 4, min = 1.0, max = 64.0, divides = d_model;
         /// Neurons.
         d_mlp: i64 = 512, min = 1.0, max = 16384.0;
         /// Learning rate after the warm-up.
@@ -90,14 +90,7 @@ impl Recipe for ModularAddition {
     };
 
     fn check(&self, params: &Params) -> Result<()> {
-        check_split(params.p, params.frac_train)?;
-        if params.d_model % params.n_heads != 0 {
-            return Err(Error::params(
-                "n_heads",
-                format!("{} does not divide d_model {}", params.n_heads, params.d_model),
-            ));
-        }
-        Ok(())
+        check_split(params.p, params.frac_train)
     }
 
     fn config(&self, params: &Params) -> Config {

@@ -17,7 +17,7 @@ use sweep_lens::{Config, Device, Kind, Run, Tensor, Transformer, Weights, init};
 use crate::{
     card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Stage, Unit},
     data::parity::{Parities, ParityRows, frequencies},
-    error::{Error, Result},
+    error::Result,
     experiment::TokenSet,
     optimizer::AdamWConfig,
     params::{ParamSet, params},
@@ -37,7 +37,7 @@ params! {
         /// Random bits of an example.
         n_bits: i64 = 30, min = 1.0, max = 1024.0;
         /// Bits whose parity a task asks for.
-        k: i64 = 3, min = 1.0, max = 16.0;
+        k: i64 = 3, min = 1.0, max = 16.0, at_most = n_bits;
         /// The frequency of the task of rank i is proportional to i to the power of -(alpha + 1).
         alpha: f64 = 0.6, min = 0.0, max = 10.0;
         /// Hidden layers.
@@ -86,14 +86,6 @@ impl Recipe for MultitaskParity {
         metrics: METRICS,
         figures: FIGURES,
     };
-
-    fn check(&self, params: &Params) -> Result<()> {
-        if params.k > params.n_bits {
-            let problem = format!("{} is more than n_bits {}", params.k, params.n_bits);
-            return Err(Error::params("k", problem));
-        }
-        Ok(())
-    }
 
     fn config(&self, params: &Params) -> Config {
         let n_inputs = params.n_tasks + params.n_bits;

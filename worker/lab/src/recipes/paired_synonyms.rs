@@ -44,7 +44,7 @@ sequence_params! {
     /// Length of a sequence.
     n_ctx: i64 = 48, min = 4.0, max = 4096.0;
     /// Shortest period.
-    period_min: i64 = 8, min = 2.0, max = 4095.0;
+    period_min: i64 = 8, min = 2.0, max = 4095.0, at_most = period_max;
     /// Longest period.
     period_max: i64 = 24, min = 2.0, max = 4095.0;
     /// Share of the training sequences that repeats word by word.
@@ -82,8 +82,7 @@ impl Recipe for PairedSynonyms {
     };
 
     fn check(&self, params: &Params) -> Result<()> {
-        params.architecture().check()?;
-        repeats::check([params.period_min, params.period_max], params.n_ctx)
+        repeats::check(params.period_max, params.n_ctx)
     }
 
     fn config(&self, params: &Params) -> Config {

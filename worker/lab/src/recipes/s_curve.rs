@@ -41,7 +41,7 @@ params! {
         /// Width of the factors.
         rank: i64 = 1, min = 1.0, max = 4096.0;
         /// Rank of the target.
-        target_rank: i64 = 1, min = 1.0, max = 4096.0;
+        target_rank: i64 = 1, min = 1.0, max = 4096.0, at_most = n;
         /// Factors.
         depth: i64 = 2, min = 2.0, max = 16.0;
         /// Standard deviation of the initial entries.
@@ -53,7 +53,7 @@ params! {
         /// Whether what stands between factors is normalised; needs a rank of at least 2.
         layer_norm: bool = false;
         /// Rows per update; 0 is all.
-        batch: u64 = 0, max = 65536.0;
+        batch: u64 = 0, max = 65536.0, at_most = n;
         /// How parameters are updated.
         optimizer: String = "sgd".to_owned(), choices = ["sgd", "adam"];
         /// Learning rate.
@@ -107,18 +107,8 @@ impl Recipe for SCurve {
     };
 
     fn check(&self, params: &Params) -> Result<()> {
-        let fail = |name: &str, problem: String| Err(Error::params(name, problem));
-        if params.target_rank > params.n {
-            return fail(
-                "target_rank",
-                format!("{} is more than n {}", params.target_rank, params.n),
-            );
-        }
         if params.layer_norm && params.rank < 2 {
-            return fail("layer_norm", "a single component is always normalised to 0".to_owned());
-        }
-        if params.batch > params.n as u64 {
-            return fail("batch", format!("{} is more than all {} rows", params.batch, params.n));
+            return Err(Error::params("layer_norm", "a single component is always normalised to 0"));
         }
         Ok(())
     }

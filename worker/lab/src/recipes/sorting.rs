@@ -73,7 +73,6 @@ impl Recipe for Sorting {
     };
 
     fn check(&self, params: &Params) -> Result<()> {
-        params.architecture().check()?;
         if params.distinct && params.length > params.n_values {
             let problem = format!(
                 "{} distinct numbers do not exist below n_values {}",

@@ -104,7 +104,6 @@ impl Recipe for TextLm {
     };
 
     fn check(&self, params: &Params) -> Result<()> {
-        params.architecture().check()?;
         params.text(&params.pairs(), Device::Cpu).map(drop)
     }
 

@@ -64,10 +64,6 @@ impl Recipe for ToyIoi {
         figures: FIGURES,
     };
 
-    fn check(&self, params: &Params) -> Result<()> {
-        params.architecture().check()
-    }
-
     fn config(&self, params: &Params) -> Config {
         params.architecture().config()
     }
