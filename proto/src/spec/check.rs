@@ -38,6 +38,9 @@ struct Checker<'a> {
     problems: Vec<Problem>,
 }
 
+/// Whether two numbers stand in a relation.
+type Holds = fn(f64, f64) -> bool;
+
 /// Whether a value of a group's parameter counts as not given.
 fn is_empty(value: &Value) -> bool {
     match value {
@@ -330,15 +333,15 @@ impl<'a> Checker<'a> {
             expand::axis_of(param, value).map_or_else(|| vec![value.clone()], <[Value]>::to_vec)
         };
         for param in known {
-            let relations: [(&str, &str, fn(f64, f64) -> bool); 2] = [
+            let relations: [(&str, &str, Holds); 2] = [
                 (&param.at_most, "is more than", |own, bound| own <= bound),
                 (&param.divides, "does not divide", |own, whole| whole % own == 0.0),
             ];
             for (other, words, holds) in relations {
                 let others = values(other);
-                let pairs = values(&param.name).into_iter().flat_map(|own| {
-                    others.iter().map(move |bound| (own.clone(), bound.clone()))
-                });
+                let pairs = values(&param.name)
+                    .into_iter()
+                    .flat_map(|own| others.iter().map(move |bound| (own.clone(), bound.clone())));
                 let broken = pairs.into_iter().find(|(own, bound)| {
                     let numbers = own.as_f64().zip(bound.as_f64());
                     numbers.is_some_and(|(own, bound)| !holds(own, bound))

@@ -191,9 +191,7 @@ fn one_of_a_group_and_lists_of_lists() {
 
 #[test]
 fn relations_hold_for_every_combination() {
-    let with = |params: Value| {
-        json!({ "models": [{ "train": { "recipe": "modular-addition", "params": params } }] })
-    };
+    let with = |params: Value| json!({ "models": [{ "train": { "recipe": "modular-addition", "params": params } }] });
     check(with(json!({ "n_heads": [2, 8], "d_model": [16, 64] })), "");
     check(
         with(json!({ "n_heads": [2, 3] })),
@@ -208,9 +206,10 @@ fn relations_hold_for_every_combination() {
     // What is wrong by itself is told as that alone.
     let mut document = with(json!({ "n_heads": 0 }));
     document["name"] = json!("grokking");
-    assert_eq!(problems(&document), [
-        "models[0].train.params.n_heads: `n_heads` must be at least 1, found 0"
-    ]);
+    assert_eq!(
+        problems(&document),
+        ["models[0].train.params.n_heads: `n_heads` must be at least 1, found 0"]
+    );
 }
 
 #[test]

@@ -199,12 +199,14 @@ fn check_relations(defs: &[ParamDef], given: &Map<String, Value>) -> Result<()> 
         let fail = |words: &str, other: &str, bound: &Value| {
             Err(Error::params(def.name, format!("{own} {words} {other} {bound}")))
         };
-        if let Some((other, (bound, shown))) = def.at_most.and_then(|name| Some((name, value(name)?)))
+        if let Some((other, (bound, shown))) =
+            def.at_most.and_then(|name| Some((name, value(name)?)))
             && number > bound
         {
             return fail("is more than", other, &shown);
         }
-        if let Some((other, (whole, shown))) = def.divides.and_then(|name| Some((name, value(name)?)))
+        if let Some((other, (whole, shown))) =
+            def.divides.and_then(|name| Some((name, value(name)?)))
             && whole % number != 0.0
         {
             return fail("does not divide", other, &shown);

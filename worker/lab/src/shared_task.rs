@@ -8,6 +8,7 @@ use serde_json::Value as Json;
 use sweep_lens::{Config, Device, Transformer, Weights, checkpoint::Checkpoint};
 
 use crate::{
+    card::{MetricDef, Unit},
     error::{Error, Result},
     recipe::Objective,
     recipes::RECIPES,
@@ -18,6 +19,8 @@ use crate::{
 pub(crate) struct SharedTask {
     objectives: Vec<Box<dyn Objective>>,
     config: Config,
+    /// What the recipe declares.
+    metrics: &'static [MetricDef],
 }
 
 /// Scalars of one model: name and value, in the order in which the recipe reports them.
@@ -58,15 +61,19 @@ impl SharedTask {
         }
         let objective = |(params, seed): &(&Json, u64)| recipe.objective(params, &[*seed], device);
         let objectives = records.iter().map(objective).collect::<Result<Vec<_>>>()?;
-        Ok(Self { objectives, config: a.config.clone() })
+        Ok(Self { objectives, config: a.config.clone(), metrics: recipe.card().metrics })
     }
 
-    /// Scalars of the model with these weights.
+    /// Scalars of the model with these weights, but what is in bits: losses are compared in nats.
     pub(crate) fn scores(&self, weights: Weights) -> Result<Scores> {
         let model = Transformer::new(self.config.clone(), weights)?;
         let mut total: Scores = Vec::new();
         for objective in &self.objectives {
-            let scalars = objective.evaluate(&model).into_iter().filter(|(_, v)| v.numel() == 1);
+            let in_bits = |name: &str| {
+                self.metrics.iter().any(|def| def.name == name && def.unit == Unit::Bits)
+            };
+            let scalars = objective.evaluate(&model).into_iter();
+            let scalars = scalars.filter(|(name, v)| v.numel() == 1 && !in_bits(name));
             for (place, (name, value)) in scalars.enumerate() {
                 let value = to_vec(&value)[0] / self.objectives.len() as f64;
                 match total.get_mut(place) {

@@ -32,7 +32,10 @@ impl Windows {
         };
         // A piecewise linear curve changes most over a window that starts or ends at a knot.
         let starts = x.iter().flat_map(|&x| [x, x - window]);
-        let within = starts.filter(|&start| start >= x[0] && start + window <= last);
+        // A window that ends with the curve may end a rounding behind it.
+        let slack = 1e-9 * window;
+        let within =
+            starts.filter(|&start| start >= x[0] - slack && start + window <= last + slack);
         Self(within.map(|start| [place(start), place(start + window)]).collect())
     }
 

@@ -17,6 +17,9 @@ const BANDWIDTH: f64 = 0.25;
 /// Largest p of a corner.
 const LEVEL: f64 = 0.05;
 
+/// Least noise of a coordinate, as a part of its largest magnitude: what rounding and its sums may amount to.
+const ROUNDING: f64 = 1e-9;
+
 /// What is looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
@@ -78,7 +81,11 @@ pub fn corners(
         return nothing;
     }
     let smooth: Vec<Vec<f64>> = path.iter().map(|values| smoothed(x, values)).collect();
-    let noise: Vec<f64> = path.iter().map(|values| noise(x, values)).collect();
+    // Without noise, rounding would be beyond every null path.
+    let floor = |values: &Vec<f64>| {
+        values.iter().fold(0.0f64, |largest, value| largest.max(value.abs())) * ROUNDING
+    };
+    let noise: Vec<f64> = path.iter().map(|values| noise(x, values).max(floor(values))).collect();
     let mut draw = |centre: &[Vec<f64>]| {
         let noisy: Vec<Vec<f64>> = centre
             .iter()
@@ -101,7 +108,7 @@ pub fn corners(
     let span = shape.span();
     // A corner is the largest of its neighbourhood.
     let called: Vec<usize> = (0..x.len())
-        .filter(|&at| p(excess[at]) <= LEVEL)
+        .filter(|&at| p(excess[at]) <= LEVEL && statistic[at] > 0.0)
         .filter(|&at| {
             let around = at.saturating_sub(span)..(at + span + 1).min(x.len());
             around.clone().all(|other| {

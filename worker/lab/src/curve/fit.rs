@@ -1,7 +1,7 @@
 //! The five curve models of D29, fitted by multi-start least squares and scored by BIC.
 //!
 //! Main type: [`Fits`], all models fitted to one curve `y(x)` with `x = ln(step + 1)`:
-//! M0 `c`; M1 `a + b x`; M2 `a + b t^-c` with `t = e^x`; M3 `c + A / (1 + exp(-(x - x0)/w))`;
+//! M0 `c`; M1 `a + b x`; M2 `a + b t^-c` with `t = e^x` (over plain steps the exponential `a + b exp(-c (x - x'))`); M3 `c + A / (1 + exp(-(x - x0)/w))`;
 //! M4 two such logistics on one constant. `BIC = n ln(RSS/n) + k ln n`, k counting curve parameters.
 //!
 //! The second score, [`Fits::dbic_ar1`], repeats the comparison under AR(1) errors (generalised
@@ -49,7 +49,7 @@ impl Model {
 pub struct Fit {
     /// Which.
     pub model: Model,
-    /// M0 `[c]`, M1 `[a, b]`, M2 `[a, b, c]`, M3 `[c, A, x0, ln w]`, M4 `[c, A1, x1, ln w1, A2, x2, ln w2]`.
+    /// M0 `[c]`, M1 `[a, b]`, M2 `[a, b, c, x']`, M3 `[c, A, x0, ln w]`, M4 `[c, A1, x1, ln w1, A2, x2, ln w2]`.
     pub parameters: Vec<f64>,
     /// Residual sum of squares.
     pub rss: f64,
@@ -69,7 +69,7 @@ impl Fit {
         match self.model {
             Model::Constant => p[0],
             Model::Linear => p[0] + p[1] * x,
-            Model::PowerLaw => p[0] + p[1] * (-p[2] * x).exp(),
+            Model::PowerLaw => p[0] + p[1] * (-p[2] * (x - p[3])).exp(),
             Model::Logistic | Model::TwoLogistics => {
                 p[0] + p[1..].chunks(3).map(|l| l[0] * logistic(x, l[1], l[2].exp())).sum::<f64>()
             }
@@ -210,16 +210,28 @@ impl<const K: usize> Curve<K> for Logistics {
 
 /// Exponents tried for M2, both decaying and growing; near 0 it is the line M1. They are meant for
 /// logarithmic axes, which never span more than 45; over plain steps the same curve is an exponential, and
-/// its rates are those of an axis of length ten (anything else would overflow).
+/// its rates are those of an axis of length ten, and decays up to one that is over at the second point: without them
+/// a fall at the start would have no smooth rival.
 fn exponents(x: &[f64]) -> impl Iterator<Item = f64> {
     let unit = exponent_unit(x);
-    (-30..=60).filter(|i: &i32| i.abs() >= 1).map(move |i| f64::from(i) * unit)
+    let plain = (-30..=60).filter(|i: &i32| i.abs() >= 1).map(move |i| f64::from(i) * unit);
+    let shortest = x.windows(2).map(|pair| pair[1] - pair[0]).fold(f64::INFINITY, f64::min);
+    let fastest = if is_plain(x) { 20.0 / shortest } else { 0.0 };
+    let faster = std::iter::successors(Some(60.0 * unit * FASTER), |rate| Some(rate * FASTER));
+    plain.chain(faster.take_while(move |rate| *rate < fastest))
 }
 
-/// Distance of neighbouring [`exponents`].
+/// Ratio of neighbouring rates beyond the evenly spaced ones.
+const FASTER: f64 = 1.25;
+
+/// Whether abscissae are plain steps, no logarithms.
+fn is_plain(x: &[f64]) -> bool {
+    x[x.len() - 1] - x[0] > 50.0
+}
+
+/// Distance of neighbouring [`exponents`] up to sixty of them.
 fn exponent_unit(x: &[f64]) -> f64 {
-    let range = x[x.len() - 1] - x[0];
-    if range > 50.0 { 1.0 / range } else { 0.1 }
+    if is_plain(x) { 1.0 / (x[x.len() - 1] - x[0]) } else { 0.1 }
 }
 
 /// M2: linear in a and b, so a one-dimensional search over c.
@@ -228,7 +240,11 @@ fn power_law(design: &Design, points: Points<'_>) -> Fit {
     let unit = exponent_unit(points.x);
     let first = design.powers.iter().map(|(c, column)| (c, affine(column, points.y).rss));
     let best = first.min_by(|a, b| a.1.total_cmp(&b.1)).map_or(unit, |(c, _)| *c);
-    let (mut low, mut high) = (best - unit, best + unit);
+    let (mut low, mut high) = if best > 60.5 * unit {
+        (best / FASTER, best * FASTER)
+    } else {
+        (best - unit, best + unit)
+    };
     let golden = (5f64.sqrt() - 1.0) / 2.0;
     for _ in 0..40 {
         let (left, right) = (high - golden * (high - low), low + golden * (high - low));
@@ -237,7 +253,13 @@ fn power_law(design: &Design, points: Points<'_>) -> Fit {
     let refined = f64::midpoint(low, high);
     let c = if at(refined).rss <= at(best).rss { refined } else { best };
     let fit = at(c);
-    let parameters = vec![fit.a, fit.b * (c * points.x[0]).exp(), c];
+    // From the first step on: counted from step 0, a fast decay would begin with a factor beyond all numbers.
+    let (b, origin) = if is_plain(points.x) {
+        (fit.b, points.x[0])
+    } else {
+        (fit.b * (c * points.x[0]).exp(), 0.0)
+    };
+    let parameters = vec![fit.a, b, c, origin];
     Fit::new(Model::PowerLaw, parameters, fit.rss, &points)
 }
 

@@ -25,7 +25,7 @@ pub struct Shape {
 pub struct Evidence {
     /// `exp(-k t)`: one component.
     pub exponential: Shape,
-    /// `(t + 1)^-c`.
+    /// `(t - t_0 + 1)^-c`, from the first step on.
     pub power_law: Shape,
     /// `(1 - logistic((t - x0) / w))²`: two components.
     pub s_curve: Shape,

@@ -56,11 +56,11 @@ pub fn kendall_tau(a: &[f64], b: &[f64]) -> f64 {
 pub struct Agreement {
     /// Mean rank of each thing.
     pub mean_rank: Vec<f64>,
-    /// 95 % bootstrap interval of it over runs.
+    /// 95 % bootstrap interval of it over runs; NaN for a single one.
     pub interval: Vec<[f64; 2]>,
     /// Mean of Kendall's tau over pairs of runs; NaN for a single one.
     pub tau: f64,
-    /// 95 % bootstrap interval of it over runs.
+    /// 95 % bootstrap interval of it over runs; NaN for fewer than three, of which every resample has the same pairs.
     pub tau_interval: [f64; 2],
     /// Row i, column j: fraction of runs in which i comes before j, ties counting half.
     pub precedence: Vec<Vec<f64>>,
@@ -102,11 +102,13 @@ impl Agreement {
             };
             ranked.iter().map(score).sum::<f64>() / ranked.len() as f64
         };
+        let known =
+            |least: usize, ends: [f64; 2]| if runs.len() < least { [f64::NAN; 2] } else { ends };
         Self {
             mean_rank: (0..n_things).map(|thing| mean(&all, thing)).collect(),
-            interval: means.into_iter().map(interval).collect(),
+            interval: means.into_iter().map(|means| known(2, interval(means))).collect(),
             tau: mean_tau(&taus, &all),
-            tau_interval: interval(tau_samples),
+            tau_interval: known(3, interval(tau_samples)),
             precedence: (0..n_things)
                 .map(|i| (0..n_things).map(|j| before(i, j)).collect())
                 .collect(),

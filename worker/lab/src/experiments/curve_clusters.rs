@@ -9,7 +9,8 @@
 //!
 //! `cluster` `[cell]` says where each curve belongs (NaN: left out). Per cluster: `size`, `cohesion` (mean correlation of a curve
 //! with the mean curve), `mean_curve` at every step, and the sigmoid test of `phase-transition` on it: `verdict`, `midpoint`, `onset`, `end`,
-//! `width_decades`, `midpoint_low` and `midpoint_high` (95 %, curves of the cluster resampled), `bracket_low` and `bracket_high`.
+//! `width_decades`, `midpoint_low` and `midpoint_high` (95 %, curves of the cluster resampled, of which it takes two; how finely checkpoints
+//! lie is told by the bracket), `bracket_low` and `bracket_high`.
 //!
 //! Nulls: `silhouette_null` and `silhouette_null_high` are mean and 95 % quantile over `n_null` sets of curves drawn from one elliptic
 //! cloud with the same main directions (Tyler's shape of the standardised curves; as many rise and fall as do), `silhouette_p` the share of
@@ -82,7 +83,7 @@ impl Experiment for CurveClusters {
     type Params = Params;
     const CARD: &'static Card = &Card {
         name: "curve-clusters",
-        version: 2,
+        version: 3,
         summary: "Groups the curves of a metric by shape and tests each group for a transition",
         source: "Arthur and Vassilvitskii 2007; Rousseeuw 1987; scikit-learn KMeans",
         stage: Stage::Trajectory,
@@ -182,7 +183,8 @@ impl Choice {
             let labels: Vec<usize> = sample.iter().map(|&i| found.labels[i]).collect();
             let silhouette = distances.silhouette(&labels, k);
             tried.push((k, silhouette));
-            if best.as_ref().is_none_or(|(_, known)| silhouette > *known) {
+            // Where the sample has only one cluster there is no silhouette, which any other beats.
+            if best.as_ref().is_none_or(|(_, known)| silhouette > *known || known.is_nan()) {
                 best = Some((found, silhouette));
             }
             cx.progress(done as u64 + 1, n_tried)?;
@@ -319,7 +321,8 @@ fn describe(
         }
         found.midpoint_of(steps, &mean, params.log_x)
     });
-    let [low, high] = interval(midpoints.collect());
+    // One curve says nothing about others.
+    let [low, high] = if own.len() > 1 { interval(midpoints.collect()) } else { [f64::NAN; 2] };
     let n_called = (0..params.n_null)
         .filter(|_| {
             let copy = smooth_copy(&found, steps, centre, params.log_x, rng);
@@ -334,7 +337,7 @@ fn describe(
     [
         own.len() as f64,
         own.iter().map(correlation).sum::<f64>() / own.len() as f64,
-        f64::from(u8::from(found.is_transition)),
+        if found.fits.is_some() { f64::from(u8::from(found.is_transition)) } else { f64::NAN },
         found.midpoint,
         found.onset,
         found.end,
@@ -377,8 +380,12 @@ const METRICS: &[MetricDef] = &[
     of_cluster("mean_curve", Unit::Dimensionless, "Mean of the standardised curves"),
     of_cluster("size", Unit::Count, "Curves in the cluster"),
     of_cluster("cohesion", Unit::Ratio, "Mean correlation of a curve with the mean curve"),
-    of_cluster("verdict", Unit::Truth, "1: the mean curve has a transition, 0: it has none"),
-    of_cluster("midpoint", Unit::Steps, "Step at half of its change"),
+    of_cluster(
+        "verdict",
+        Unit::Truth,
+        "1: the mean curve has a transition, 0: it has none, NaN: too few checkpoints",
+    ),
+    of_cluster("midpoint", Unit::Steps, "Midpoint of the logistic that fits the mean curve"),
     of_cluster("onset", Unit::Steps, "Step at 10 % of its change"),
     of_cluster("end", Unit::Steps, "Step at 90 % of its change"),
     of_cluster("width_decades", Unit::Decades, "From onset to end"),

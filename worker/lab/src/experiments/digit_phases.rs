@@ -5,12 +5,13 @@
 //! - `half_step`: first step at which half of the change from the first to the last value is done;
 //! - `learned_step`: first step from which on the value stays at or below `threshold`, NaN if never;
 //! - the sigmoid test (D29) over linear steps: `onset`, `midpoint`, `width` in steps, `daic` (AIC of the better of line
-//!   and power law minus that of the logistic), and `verdict`, 1 if the width is below a quarter of the run, `daic` above
+//!   and exponential minus that of the logistic), and `verdict`, 1 if the width is below a quarter of the run, `daic` above
 //!   10 and the amplitude above half of the curve's range;
 //! - `rank` of the cell by half step, 1 first, ties shared.
 //!
-//! `n_phase_changes` counts cells with verdict 1, `n_learned` those that stay below the threshold at the end,
-//! `n_separate` the groups of cells whose half steps lie closer together than `separation` of the run.
+//! `n_phase_changes` counts learned cells with verdict 1, `n_learned` those that stay below the threshold at the end,
+//! `n_separate` the groups of learned cells whose half steps lie at most `separation` of the run apart. Curves too short or too
+//! flat to test have no verdict (NaN). The onset of a fall that is over at the first checkpoints may lie in front of them.
 //!
 //! # Interpretation
 //! A smooth total loss made of separate sharp drops is the claim of problem 5.1. A digit that is never learned (a high
@@ -45,7 +46,7 @@ params! {
         metric: MetricName = MetricName::default();
         /// Value at which a cell counts as learned.
         threshold: f64 = 0.2;
-        /// Cells whose half steps are closer together than this fraction of the run fall together.
+        /// Cells whose half steps are at most this fraction of the run apart fall together.
         separation: f64 = 0.03, min = 0.0, max = 1.0;
     }
 }
@@ -54,7 +55,7 @@ impl Experiment for DigitPhases {
     type Params = Params;
     const CARD: &'static Card = &Card {
         name: "digit-phases",
-        version: 1,
+        version: 2,
         summary: "Tests each digit's loss for a phase change of its own",
         source: "Nanda et al. 2023, arXiv 2301.05217; AIC comparison of logistic, line and power law",
         stage: Stage::Trajectory,
@@ -91,7 +92,7 @@ impl Experiment for DigitPhases {
         let halves: Vec<f64> = found.iter().map(|phase| phase.half).collect();
         emit("rank", ranks(&halves))?;
         let count = |wanted: fn(&Phase) -> bool| found.iter().filter(|p| wanted(p)).count() as f64;
-        cx.metric("n_phase_changes", count(|phase| phase.is_change))?;
+        cx.metric("n_phase_changes", count(|phase| phase.is_change && phase.learned.is_finite()))?;
         cx.metric("n_learned", count(|phase| phase.learned.is_finite()))?;
         let length =
             steps.last().zip(steps.first()).map_or(0.0, |(last, first)| (last - first) as f64);
@@ -146,6 +147,9 @@ fn half(steps: &[u64], values: &[f64]) -> f64 {
 
 /// First step from which on all finite values are at or below the threshold.
 fn learned(steps: &[u64], values: &[f64], threshold: f64) -> f64 {
+    if !values.last().is_some_and(|value| value.is_finite()) {
+        return f64::NAN;
+    }
     let last_above = values.iter().rposition(|&value| value > threshold);
     let from = last_above.map_or(0, |place| place + 1);
     let later = steps[from..].iter().zip(&values[from..]);
@@ -155,7 +159,7 @@ fn learned(steps: &[u64], values: &[f64], threshold: f64) -> f64 {
         .map_or(f64::NAN, |(step, _)| *step as f64)
 }
 
-/// `n ln(RSS / n) + 2k` of the better of line and power law, minus the same of the logistic.
+/// `n ln(RSS / n) + 2k` of the better of line and exponential, minus the same of the logistic.
 fn daic(fits: &Fits, n_points: usize) -> f64 {
     let n = n_points as f64;
     // BIC charges ln n for each parameter where AIC charges 2.
@@ -171,15 +175,18 @@ fn n_separate(mut times: Vec<f64>, gap: f64) -> usize {
 
 type Read = fn(&Phase) -> f64;
 
-const READ: &[(&str, Read)] = &[
-    ("half_step", |p| p.half),
-    ("learned_step", |p| p.learned),
-    ("onset", |p| p.test.onset),
-    ("midpoint", |p| p.test.midpoint),
-    ("width", |p| p.test.end - p.test.onset),
-    ("daic", |p| p.daic),
-    ("verdict", |p| f64::from(u8::from(p.is_change))),
-];
+const READ: &[(&str, Read)] =
+    &[
+        ("half_step", |p| p.half),
+        ("learned_step", |p| p.learned),
+        ("onset", |p| p.test.onset),
+        ("midpoint", |p| p.test.midpoint),
+        ("width", |p| p.test.end - p.test.onset),
+        ("daic", |p| p.daic),
+        ("verdict", |p| {
+            if p.test.fits.is_some() { f64::from(u8::from(p.is_change)) } else { f64::NAN }
+        }),
+    ];
 
 const fn count(name: &'static str, doc: &'static str) -> MetricDef {
     MetricDef { name, unit: Unit::Count, axes: &[], doc }
@@ -191,10 +198,14 @@ const METRICS: &[MetricDef] = &[
     of_cell("onset", Unit::Steps, "Step at 10 % of the fitted change"),
     of_cell("midpoint", Unit::Steps, "Step at half of the fitted change"),
     of_cell("width", Unit::Steps, "Steps from 10 to 90 % of the fitted change"),
-    of_cell("daic", Unit::Dimensionless, "AIC of the better of line and power law minus logistic"),
-    of_cell("verdict", Unit::Truth, "1: a phase change of its own, else 0"),
+    of_cell(
+        "daic",
+        Unit::Dimensionless,
+        "AIC of the better of line and exponential minus logistic",
+    ),
+    of_cell("verdict", Unit::Truth, "1: a phase change of its own, else 0; NaN: untested"),
     of_cell("rank", Unit::Count, "Place in the order of half steps, 1 first, ties shared"),
-    count("n_phase_changes", "Cells with a phase change"),
+    count("n_phase_changes", "Learned cells with a phase change"),
     count("n_learned", "Cells that stay at or below the threshold at the end"),
     count("n_separate", "Learned cells or groups of them that fall at separate times"),
 ];
@@ -229,6 +240,14 @@ mod tests {
         assert!(!Phase::of(&steps, &smooth, 0.2).is_change);
         let stuck = Phase::of(&steps, &vec![2.3; 60], 0.2);
         assert!(!stuck.is_change && stuck.learned.is_nan() && stuck.half.is_nan());
+        // A drop at once, to a loss that stays: no phase change, however fast.
+        for tau in [1.0, 10.0, 40.0, 100.0] {
+            let noise = |s: u64| 0.01 * ((s as f64 * 0.37).sin() + (s as f64 * 1.3).cos());
+            let drop: Vec<f64> =
+                steps.iter().map(|&s| 2.3 + 0.4 * (-(s as f64) / tau).exp() + noise(s)).collect();
+            let found = Phase::of(&steps, &drop, 0.2);
+            assert!(!found.is_change && found.daic < 10.0, "{tau}: {}", found.daic);
+        }
         let slow = Phase::of(&steps, &sigmoid(1500.0, 600.0), 0.2);
         assert!(!slow.is_change, "a sigmoid as wide as the run is no phase change");
     }
@@ -238,6 +257,7 @@ mod tests {
         let steps = [0, 1, 2, 3, 4];
         assert_eq!(learned(&steps, &[3.0, 0.1, 2.0, 0.1, 0.1], 0.2), 3.0);
         assert!(learned(&steps, &[3.0, 0.1, 0.1, 0.1, 0.3], 0.2).is_nan());
+        assert!(learned(&steps, &[3.0, 0.1, 0.1, 0.1, f64::NAN], 0.2).is_nan(), "an end unknown");
         assert_eq!(n_separate(vec![10.0, 12.0, 40.0, 100.0], 5.0), 3);
         assert_eq!(n_separate(Vec::new(), 5.0), 0);
     }

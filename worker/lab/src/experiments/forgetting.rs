@@ -2,7 +2,7 @@
 //!
 //! # What it measures
 //! At every checkpoint of a `finetune` run: held-out loss and accuracy of both tasks. Against the *base*, the
-//! checkpoint at the switch (the last one up to it): per tensor `displacement`, `‖W − W₀‖ / ‖W₀‖`; per layer
+//! checkpoint at the switch (the last one up to it): per tensor `displacement`, `‖W − W₀‖ / ‖W₀‖` (NaN once a tensor of zeros has moved); per layer
 //! `cka`, linear CKA of activations at the last position on inputs of the second task; `frequency_overlap`, the
 //! shared part of two distributions of the embedding's energy over Fourier frequencies (1 if equal, modular tasks
 //! only); `probe_first`, the held-out accuracy of a ridge regression from the last layer's activations to the
@@ -11,7 +11,7 @@
 //! At the end: `forgetting`, rise of `loss_first` from the base to the last checkpoint of the second task; steps
 //! from the start of each part to `accuracy` of what it trains (`learn_steps`, `transfer_steps`,
 //! `relearn_steps`) and to less than `forgotten` of the first (`forget_steps`), NaN where it never
-//! happens; `barrier` of each task on the straight line from the base to that checkpoint (D33).
+//! happens, and what is about forgetting and relearning also where the accuracy of the first is below `forgotten` at the base; `barrier` of each task on the straight line from the base to that checkpoint (D33).
 //!
 //! # Interpretation
 //! Accuracy that falls while `probe_first` stays is an answer that is no longer read out, not knowledge that is gone. Of modular
@@ -63,7 +63,7 @@ impl Experiment for Forgetting {
     type Params = Params;
     const CARD: &'static Card = &Card {
         name: "forgetting",
-        version: 1,
+        version: 2,
         summary: "Measures what fine-tuning forgets, transfers and keeps",
         source: "Kornblith et al. 2019, arXiv 1905.00414 (linear CKA)",
         stage: Stage::Trajectory,
@@ -298,7 +298,12 @@ fn emit(
     let moved = base.model.weights().iter().map(|(name, before)| {
         let norm = |x: &Tensor| x.to_kind(Kind::Double).norm().double_value(&[]);
         let after = seen.model.weights().require(name)?;
-        Ok(norm(&(after.to_kind(Kind::Double) - before.to_kind(Kind::Double))) / norm(before))
+        let moved = norm(&(after.to_kind(Kind::Double) - before.to_kind(Kind::Double)));
+        Ok(match norm(before) {
+            0.0 if moved == 0.0 => 0.0,
+            0.0 => f64::NAN,
+            size => moved / size,
+        })
     });
     let moved = moved.collect::<Result<Vec<f64>>>()?;
     cx.metric_at("displacement", step, Value::labelled(&names, moved))
@@ -322,6 +327,9 @@ fn emit_times(
     let has_first = run.has_first;
     let only_if = |condition: bool, value: f64| if condition { value } else { f64::NAN };
     let is_forgotten = |now: &Losses| now[0][1] < params.forgotten;
+    // What was never known cannot be forgotten.
+    let at_base = curves.iter().find(|(step, _)| *step == base_step);
+    let knew_first = has_first && at_base.is_some_and(|(_, now)| now[0][1] >= params.forgotten);
     let loss_at = |step: u64| curves.iter().find(|(s, _)| *s == step).map(|(_, now)| now[0][0]);
     let end = curves.iter().rfind(|(step, _)| run.is_before_return(*step));
     let forgetting = match (loss_at(base_step), end) {
@@ -329,11 +337,11 @@ fn emit_times(
         (None, _) | (_, None) => f64::NAN,
     };
     for (name, value) in [
-        ("forgetting", only_if(has_first, forgetting)),
+        ("forgetting", only_if(knew_first, forgetting)),
         ("learn_steps", only_if(switch > 0, steps(0, switch, &knows(0)))),
         ("transfer_steps", steps(switch, back, &knows(1))),
-        ("forget_steps", only_if(has_first, steps(switch, back, &is_forgotten))),
-        ("relearn_steps", steps(back, u64::MAX, &knows(0))),
+        ("forget_steps", only_if(knew_first, steps(switch, back, &is_forgotten))),
+        ("relearn_steps", only_if(knew_first, steps(back, u64::MAX, &knows(0)))),
     ] {
         cx.metric(name, value)?;
     }

@@ -10,7 +10,8 @@
 //!
 //! `correlation` is Spearman's, over frequencies, between the size of the final circuit (cos coefficient of the last
 //! checkpoint) and predictors from the first checkpoint: both norms, the norm of the loss gradient in each
-//! frequency of the embedding, and the growth of the embedding's norms to the second checkpoint.
+//! frequency of the embedding, and the growth of the embedding's norms to the second checkpoint. NaN where these are the last
+//! checkpoint itself.
 //!
 //! # Interpretation
 //! High correlations say that the choice is made by the initial weights (a lottery); low ones that data and noise make
@@ -54,7 +55,7 @@ impl Experiment for FrequencyChoice {
     type Params = Params;
     const CARD: &'static Card = &Card {
         name: "frequency-choice",
-        version: 1,
+        version: 2,
         summary: "Follows births, deaths and switches of frequencies and what foretells the survivors",
         source: "Nanda et al. 2023, arXiv 2301.05217, section 5",
         stage: Stage::Trajectory,
@@ -114,7 +115,7 @@ impl Experiment for FrequencyChoice {
         let (measurer, gradient) = start.expect("checkpoints() gives at least one");
         let labels = measurer.basis.labels();
         emit_events(&steps, &alive, &labels, params.persistence as usize, cx)?;
-        emit_correlations(&history, gradient, &circuit, cx)
+        emit_correlations(&history, gradient, &circuit, steps.len(), cx)
     }
 }
 
@@ -197,8 +198,13 @@ fn emit_correlations(
     history: &[(Vec<f64>, Vec<f64>)],
     gradient: Vec<f64>,
     circuit: &[f64],
+    n_steps: usize,
     cx: &mut Context<'_>,
 ) -> Result<()> {
+    // The end foretells nothing, least of all itself.
+    let early = |values: Vec<f64>, n_used: usize| {
+        if n_steps > n_used { values } else { vec![f64::NAN; values.len()] }
+    };
     let circuit: Vec<f64> = circuit.iter().map(|coefficient| coefficient.abs()).collect();
     let (embed, logit) = &history[0];
     let growth = match history.get(1) {
@@ -206,10 +212,10 @@ fn emit_correlations(
         None => vec![f64::NAN; embed.len()],
     };
     let predictors = [
-        ("norm_embed", embed.clone()),
-        ("norm_neuron_logit", logit.clone()),
-        ("gradient_embed", gradient),
-        ("early_growth", growth),
+        ("norm_embed", early(embed.clone(), 1)),
+        ("norm_neuron_logit", early(logit.clone(), 1)),
+        ("gradient_embed", early(gradient, 1)),
+        ("early_growth", early(growth, 2)),
     ];
     let names: Vec<&str> = predictors.iter().map(|predictor| predictor.0).collect();
     let values = predictors.iter().map(|(_, values)| spearman(values, &circuit)).collect();

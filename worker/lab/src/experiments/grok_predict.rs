@@ -10,7 +10,7 @@
 //! `predicted_step` is NaN while the line does not fall; a prediction never lies before t.
 //!
 //! At the end: `grok_step`, `error` = |predicted - actual| / actual at every checkpoint before it, and `error_at_lead`: the mean of
-//! the error while at least the fraction 0.3 of the way was still ahead, one value per predictor.
+//! the error (at most 1, and 1 where nothing was predicted) while at least the fraction 0.3 of the way was still ahead, one value per predictor.
 //!
 //! # Interpretation
 //! A predictor is worth something if its error falls long before the test loss moves. NaN throughout means that the run

@@ -9,8 +9,10 @@
 //! over copies of the curve with as much noise added as differences of neighbours show. `peak` is the largest score, `peak_step`
 //! and `peak_bracket_low`, `peak_bracket_high` where. Checkpoints without a value are passed over. All lives are in `lives.json`.
 //!
-//! Null: `p_shuffled` is the share of shuffles of the checkpoints with a life as long as the longest one. A score that crosses the
-//! threshold by noise has many such shuffles; so has one that is above it all the time: neither was born in this training.
+//! Null: `p_shuffled` is the share of all orders of the checkpoints in which the score crosses the threshold as rarely as it did, exactly
+//! (Wald and Wolfowitz's runs test). A score that crosses it by noise has many such orders; so has one that is above it all the time:
+//! neither was born in this training. Noise that remembers, a slow walk about the threshold, crosses it as rarely as a head that is
+//! born: `phase-transition` on the same metric tells whether its rise is one of correlated noise.
 //!
 //! # Interpretation
 //! A birth with a small `p_shuffled` and an interval not much wider than its bracket is an event; with heads by the hundreds,
@@ -18,7 +20,7 @@
 //! it from heads that are known.
 //!
 //! # Source
-//! Nanda 2022, 200 Concrete Open Problems, 5.25.
+//! Nanda 2022, 200 Concrete Open Problems, 5.25; Wald and Wolfowitz 1940, doi 10.1214/aoms/1177731909 (runs).
 
 use rand::Rng;
 use serde::Serialize;
@@ -50,9 +52,7 @@ params! {
         min_points: u64 = 2, min = 1.0, max = 1000.0;
         /// Noisy copies behind each interval; 0 leaves them NaN.
         n_bootstrap: u64 = 200, max = 10_000.0;
-        /// Shuffles behind each p; 0 leaves them NaN.
-        n_null: u64 = 200, max = 10_000.0;
-        /// Seed of both.
+        /// Seed of these.
         seed: u64 = 0;
     }
 }
@@ -61,7 +61,7 @@ impl Experiment for HeadLifelines {
     type Params = Params;
     const CARD: &'static Card = &Card {
         name: "head-lifelines",
-        version: 1,
+        version: 2,
         summary: "Tells birth, death and peak of every head by a score that crosses a threshold",
         source: "Nanda 2022, 200 Concrete Open Problems, 5.25",
         stage: Stage::Trajectory,
@@ -138,9 +138,31 @@ fn spans(values: &[f64], threshold: f64, min_points: usize) -> Vec<Span> {
     found
 }
 
-/// Points of the longest life.
-fn longest(spans: &[Span], n: usize) -> usize {
-    spans.iter().map(|span| span.death.unwrap_or(n) - span.birth).max().unwrap_or(0)
+/// Share of the orders of these points with at most as many runs of equal ones (Wald and Wolfowitz 1940).
+fn p_of_runs(above: &[bool]) -> f64 {
+    let n_above = above.iter().filter(|above| **above).count();
+    let n_below = above.len() - n_above;
+    if n_above == 0 || n_below == 0 {
+        return 1.0;
+    }
+    let n_runs = 1 + above.windows(2).filter(|pair| pair[0] != pair[1]).count();
+    let mut ln_factorials = vec![0.0];
+    for k in 1..=above.len() {
+        ln_factorials.push(ln_factorials[k - 1] + (k as f64).ln());
+    }
+    // k runs of n points: n - 1 gaps, k - 1 of them cut.
+    let ln_choose = |n: usize, k: usize| ln_factorials[n] - ln_factorials[k] - ln_factorials[n - k];
+    let ln_cuts = |n: usize, runs: usize| {
+        if runs == 0 || runs > n { f64::NEG_INFINITY } else { ln_choose(n - 1, runs - 1) }
+    };
+    let all = ln_choose(above.len(), n_above);
+    let share = |runs: usize| {
+        let (more, less) = (runs.div_ceil(2), runs / 2);
+        let ways = |a: usize, b: usize| (ln_cuts(n_above, a) + ln_cuts(n_below, b) - all).exp();
+        ways(more, less) + ways(less, more)
+    };
+    // An even number of runs begins on either side with as many ways: the same sum twice.
+    (2..=n_runs).map(share).sum::<f64>().min(1.0)
 }
 
 /// A life in steps.
@@ -188,15 +210,6 @@ impl Lifeline {
             deaths.extend(copy.last().and_then(|span| span.death).map(step));
         }
         let born_share = births.len() as f64 / params.n_bootstrap as f64;
-        let length = longest(&found, n);
-        let mut as_long = 0u64;
-        for _ in 0..params.n_null {
-            let order = random::permutation(rng, n);
-            let shuffled: Vec<f64> = order.into_iter().map(|at| values[at as usize]).collect();
-            as_long += u64::from(longest(&lives_of(&shuffled), n) >= length);
-        }
-        let is_tested = !found.is_empty() && params.n_null > 0;
-        let p = (1.0 + as_long as f64) / (1.0 + params.n_null as f64);
         let peak = (0..n).max_by(|&a, &b| values[a].total_cmp(&values[b]));
         let beside = |at: Option<usize>| at.map_or(f64::NAN, step);
         Self {
@@ -213,7 +226,11 @@ impl Lifeline {
                 beside(peak.and_then(|at| at.checked_sub(1))),
                 beside(peak.map(|at| at + 1)),
             ],
-            p_shuffled: if is_tested { p } else { f64::NAN },
+            p_shuffled: if found.is_empty() {
+                f64::NAN
+            } else {
+                p_of_runs(&values.iter().map(|v| *v >= params.threshold).collect::<Vec<bool>>())
+            },
         }
     }
 
@@ -288,7 +305,11 @@ const METRICS: &[MetricDef] = &[
     of_cell("peak_step", Unit::Steps, "Its checkpoint"),
     of_cell("peak_bracket_low", Unit::Steps, "The checkpoint before that one"),
     of_cell("peak_bracket_high", Unit::Steps, "The checkpoint after it"),
-    of_cell("p_shuffled", Unit::Probability, "Shuffles of the checkpoints with as long a life"),
+    of_cell(
+        "p_shuffled",
+        Unit::Probability,
+        "Orders of the checkpoints in which the threshold is crossed as rarely",
+    ),
     of_cell("alive", Unit::Truth, "1 inside a life, else 0"),
     MetricDef { name: "n_alive", unit: Unit::Count, axes: &[], doc: "Cells that live" },
 ];
@@ -338,7 +359,26 @@ mod tests {
         assert_eq!(lives(&[1., 0., 1., 1., 0., 1., 1.], 2), [span(2, None)]);
         assert_eq!(lives(&[0.5, 0.5], 2), [span(0, None)], "at the threshold");
         assert_eq!(lives(&[0.0, 0.4], 1), []);
-        assert_eq!(longest(&lives(&[0., 1., 1., 0., 0., 1.], 1), 6), 2);
+    }
+
+    #[test]
+    fn runs_are_counted_as_by_enumeration() {
+        for n in 2..=12usize {
+            let all: Vec<Vec<bool>> =
+                (0..1u32 << n).map(|bits| (0..n).map(|i| bits >> i & 1 == 1).collect()).collect();
+            let n_above = |points: &[bool]| points.iter().filter(|above| **above).count();
+            let n_runs = |points: &[bool]| points.windows(2).filter(|p| p[0] != p[1]).count();
+            for points in &all[..all.len() / 2] {
+                let alike: Vec<&Vec<bool>> =
+                    all.iter().filter(|other| n_above(other) == n_above(points)).collect();
+                let as_few = alike.iter().filter(|other| n_runs(other) <= n_runs(points)).count();
+                let expected = as_few as f64 / alike.len() as f64;
+                assert!((p_of_runs(points) - expected).abs() < 1e-12, "{points:?}");
+            }
+        }
+        // An early birth is as much an event as a late one.
+        let born = |at: usize| (0..41).map(|t| t >= at).collect::<Vec<bool>>();
+        assert!(p_of_runs(&born(4)) < 1e-4 && p_of_runs(&born(20)) < 1e-4);
     }
 
     fn run(columns: &[Vec<f64>]) -> MemorySink {

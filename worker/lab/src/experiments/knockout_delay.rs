@@ -4,9 +4,10 @@
 //! All models of a sweep, ordered into *arms*: trainings that differ only by their interventions (edits of the initial weights,
 //! auxiliary terms, other seeds). The arm without interventions is the base; each model is compared with the base model of the
 //! same seed, recipe and other parameters. The time is the first step at which `metric` is at `threshold` or beyond it
-//! (`direction`). Per arm: `delay_ratio`, median over seeds of time over the base's time; `delay_ratio_low` and `delay_ratio_high`, its 95 %
-//! bootstrap interval over seeds; `never`, the share of models that did not get there by their last step; `final_value`, mean of
-//! the last value; `n_pairs`, models that have a base. A model that never gets there has an infinite ratio, so that
+//! (`direction`). Per arm, over all settings of the other parameters: `delay_ratio`, median over seeds of time over the base's time; `delay_ratio_low` and `delay_ratio_high`, its 95 %
+//! bootstrap interval over seeds, which takes two; `n_pairs`, the models that it rests on: those with a base that got there;
+//! `never`, the share of all models that did not get there by their last step; `final_value`, mean of the last value of all;
+//! `n_broken`, models whose training failed (diverged, for instance) and which are in none of these. A model that never gets there has an infinite ratio, so that
 //! the median stays right while fewer than half of them do. `delays.json` lists every model.
 //!
 //! # Interpretation
@@ -19,7 +20,7 @@
 //! 2301.05217 (progress of the circuit that is masked).
 
 use serde::Serialize;
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json};
 
 use crate::{
     card::{Axis, Card, Figure, FigureKind, MetricDef, Requires, Scope, Stage, Unit},
@@ -58,7 +59,7 @@ impl Experiment for KnockoutDelay {
     type Params = Params;
     const CARD: &'static Card = &Card {
         name: "knockout-delay",
-        version: 2,
+        version: 3,
         summary: "Measures how much interventions at the start delay learning, over seeds",
         source: "Frankle and Carbin 2018, arXiv 1803.03635; Nanda et al. 2023, arXiv 2301.05217",
         stage: Stage::Joint(Scope::Sweep),
@@ -99,12 +100,26 @@ impl Experiment for KnockoutDelay {
                 arms.push(run.arm.clone());
             }
         }
-        let mut columns: [Vec<f64>; 6] = Default::default();
+        let mut broken = Vec::new();
+        for member in cohort.members {
+            if member.failure.is_some() && member.recipe.is_some() {
+                broken.push(arm(&member.params)?);
+            }
+        }
+        // An arm of which every model failed is an outcome too.
+        for arm in &broken {
+            if !arms.contains(arm) {
+                arms.push(arm.clone());
+            }
+        }
+        let mut columns: [Vec<f64>; 7] = Default::default();
         for (index, arm) in arms.iter().enumerate() {
             let of_arm: Vec<&Run> = runs.iter().filter(|run| run.arm == *arm).collect();
             // A stream per arm: intervals do not depend on which other arms there are.
             let mut rng = random::stream(params.seed, &format!("knockout-delay/{arm}"));
             let summary = summary(&of_arm, params.n_bootstrap, &mut rng);
+            let n_broken = broken.iter().filter(|broken| *broken == arm).count() as f64;
+            let summary = summary.into_iter().chain([n_broken]);
             columns.iter_mut().zip(summary).for_each(|(column, value)| column.push(value));
             cx.progress(index as u64 + 1, arms.len() as u64)?;
         }
@@ -136,16 +151,7 @@ struct Run {
 
 impl Run {
     fn of(member: &Member, series: &Series, params: &Params) -> Result<Self> {
-        let all = Json::Object(member.params.clone());
-        let changed = Interventions::decode(&all)?.changed()?;
-        let own = interventions::without(&all);
-        let arm: Vec<String> = changed
-            .iter()
-            .map(|(name, value)| match value {
-                Json::String(text) => format!("{name}={text}"),
-                other => format!("{name}={other}"),
-            })
-            .collect();
+        let own = interventions::without(&Json::Object(member.params.clone()));
         let mut points = Vec::with_capacity(series.points.len());
         for (step, value) in &series.points {
             let number = value.as_scalar().ok_or_else(|| {
@@ -160,7 +166,7 @@ impl Run {
         };
         Ok(Self {
             model: member.label.clone(),
-            arm: if arm.is_empty() { BASE.to_owned() } else { arm.join(",") },
+            arm: arm(&member.params)?,
             seed: member.seed.unwrap_or_default(),
             setting: format!("{} {own}", member.recipe.as_deref().unwrap_or_default()),
             time: points.iter().find(|point| reached(point.1)).map(|point| point.0),
@@ -168,6 +174,17 @@ impl Run {
             ratio: None,
         })
     }
+}
+
+/// Name of the arm of a model with these parameters.
+fn arm(params: &Map<String, Json>) -> Result<String> {
+    let changed = Interventions::decode(&Json::Object(params.clone()))?.changed()?;
+    let shown = |(name, value): (&String, &Json)| match value {
+        Json::String(text) => format!("{name}={text}"),
+        other => format!("{name}={other}"),
+    };
+    let parts: Vec<String> = changed.iter().map(shown).collect();
+    Ok(if parts.is_empty() { BASE.to_owned() } else { parts.join(",") })
 }
 
 /// Time over the base's time; NaN where the base never got there.
@@ -184,7 +201,8 @@ fn ratio(time: Option<u64>, base: Option<u64>) -> f64 {
 fn summary(runs: &[&Run], n_bootstrap: u64, rng: &mut impl rand::Rng) -> [f64; 6] {
     let ratios: Vec<f64> =
         runs.iter().filter_map(|run| run.ratio).filter(|ratio| !ratio.is_nan()).collect();
-    let samples = (0..n_bootstrap).filter(|_| !ratios.is_empty()).map(|_| {
+    // One pair says nothing about others.
+    let samples = (0..n_bootstrap).filter(|_| ratios.len() > 1).map(|_| {
         let draw = |_: &f64| ratios[random::below(rng, ratios.len() as u64) as usize];
         median(ratios.iter().map(draw).collect())
     });
@@ -219,8 +237,15 @@ fn median(mut values: Vec<f64>) -> f64 {
     if high.is_finite() { quantile(&values, 0.5).clamp(low, high) } else { high }
 }
 
-const COLUMNS: [&str; 6] =
-    ["delay_ratio", "delay_ratio_low", "delay_ratio_high", "never", "final_value", "n_pairs"];
+const COLUMNS: [&str; 7] = [
+    "delay_ratio",
+    "delay_ratio_low",
+    "delay_ratio_high",
+    "never",
+    "final_value",
+    "n_pairs",
+    "n_broken",
+];
 
 const fn of_arm(name: &'static str, unit: Unit, doc: &'static str) -> MetricDef {
     MetricDef { name, unit, axes: &[Axis::Arm], doc }
@@ -235,6 +260,7 @@ const METRICS: &[MetricDef] = &[
     of_arm("never", Unit::Probability, "Models that did not reach the threshold"),
     of_arm("final_value", Unit::Dimensionless, "Mean of the last value, in the metric's unit"),
     of_arm("n_pairs", Unit::Count, "Models with a base that reached the threshold"),
+    of_arm("n_broken", Unit::Count, "Models whose training failed"),
 ];
 
 const FIGURES: &[Figure] = &[Figure {
@@ -301,9 +327,14 @@ mod tests {
         let times = [Some(200), Some(400), Some(100), Some(400), Some(600), None, Some(100)];
         let sink = run(&members, &times).unwrap();
         let of = |name: &str| sink.metrics[name][&1000].clone();
-        assert_eq!(of("delay_ratio").labels[0].as_ref().unwrap(), &["base", "edit=zero"]);
+        assert_eq!(
+            of("delay_ratio").labels[0].as_ref().unwrap(),
+            &["base", "edit=zero", "edit=freeze"]
+        );
         // 400/200, 600/400, never.
-        assert_eq!(of("delay_ratio").data, [1.0, 2.0]);
+        assert_eq!(of("delay_ratio").data[..2], [1.0, 2.0]);
+        assert!(of("delay_ratio").data[2].is_nan() && of("never").data[2].is_nan());
+        assert_eq!(of("n_broken").data, [0.0, 0.0, 1.0]);
         assert_eq!((of("delay_ratio_low").data[0], of("delay_ratio_high").data[0]), (1.0, 1.0));
         assert_eq!(
             (of("delay_ratio_low").data[1], of("delay_ratio_high").data[1]),
@@ -311,10 +342,19 @@ mod tests {
         );
         assert!((of("never").data[1] - 1.0 / 3.0).abs() < 1e-15);
         assert!((of("final_value").data[1] - 2.0 / 3.0).abs() < 1e-15);
-        assert_eq!(of("n_pairs").data, [3.0, 3.0]);
+        assert_eq!(of("n_pairs").data, [3.0, 3.0, 0.0]);
         assert_eq!((of("n_models").data[0], of("n_failed").data[0]), (7.0, 1.0));
         let named: Json = serde_json::from_slice(&sink.artifacts["members.json"]).unwrap();
         assert_eq!(named[6]["failure"], "diverged", "reported, not dropped");
+    }
+
+    #[test]
+    fn one_pair_has_no_interval() {
+        let members = [member("none", 0, None), member("zero", 0, None)];
+        let sink = run(&members, &[Some(200), None]).unwrap();
+        let of = |name: &str| sink.metrics[name][&1000].data.clone();
+        assert_eq!(of("delay_ratio"), [1.0, f64::INFINITY]);
+        assert!(of("delay_ratio_low").iter().chain(&of("delay_ratio_high")).all(|v| v.is_nan()));
     }
 
     #[test]

@@ -159,6 +159,11 @@ fn pairs(leader: &Series, follower: &Series, params: &Params) -> Result<(Vec<u64
         .collect();
     // A cell that never has a value, as the loss of a first token, says nothing about the others.
     labelled.retain(|(_, x, y)| shared.iter().any(|&(a, b)| x[a].is_finite() && y[b].is_finite()));
+    if labelled.is_empty() {
+        return Err(Error::Input(
+            "no cell has a value of both metrics at one checkpoint".to_owned(),
+        ));
+    }
     let common: Vec<(usize, usize)> = shared
         .into_iter()
         .filter(|&(a, b)| labelled.iter().all(|(_, x, y)| x[a].is_finite() && y[b].is_finite()))

@@ -66,7 +66,7 @@ impl Experiment for LossPca {
     type Params = Params;
     const CARD: &'static Card = &Card {
         name: "loss-pca",
-        version: 1,
+        version: 2,
         summary: "Follows the per-token losses of several models in their joint principal components",
         source: "Olsson et al. 2022, arXiv 2209.11895, per-token loss analysis",
         stage: Stage::Joint(Scope::Sweep),
@@ -155,6 +155,13 @@ impl Losses {
         let kept: Vec<usize> = (0..length)
             .filter(|&token| all().all(|(_, _, data)| data[token].is_finite()))
             .collect();
+        let is_empty = |data: &[f64]| data.iter().all(|value| !value.is_finite());
+        if let Some((label, step, _)) = all().find(|(_, _, data)| is_empty(data)) {
+            return Err(Error::Input(format!(
+                "`{metric}` of `{label}` has no value at step {step}: joint components need every checkpoint, \
+                 give that model a sweep of its own or leave its later checkpoints out"
+            )));
+        }
         if kept.is_empty() {
             return Err(Error::Input(format!(
                 "every value of `{metric}` is missing at some checkpoint of some model"

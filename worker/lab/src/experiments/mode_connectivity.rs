@@ -52,7 +52,7 @@ impl Experiment for ModeConnectivity {
     type Params = Params;
     const CARD: &'static Card = &Card {
         name: "mode-connectivity",
-        version: 1,
+        version: 2,
         summary: "Measures the loss barrier on the straight line between two models",
         source: "Frankle et al. 2020, arXiv 1912.05671; Ainsworth et al. 2022, arXiv 2209.04836",
         stage: Stage::Compare,

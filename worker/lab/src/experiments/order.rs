@@ -11,7 +11,8 @@
 //! (`precedence_low`, `precedence_high`); `mean_rank` of every cell with its interval; `agreement`, the mean of Kendall's tau between the orders of
 //! two models, with its interval. Null: the onsets of every model are shuffled among its cells; `agreement_null_high` is the 95 % quantile of
 //! the agreement then, `agreement_p` the share of shuffles with at least the one found. Models whose training failed are left
-//! out and named in `members.json`.
+//! out and named in `members.json`; of the others `n_ordered` have a curve that could be tested. Intervals over models take two of
+//! them, that of the agreement three, and are too narrow for fewer than about eight.
 //!
 //! # Interpretation
 //! An order means something for curves that have a transition (`verdict`); the onset of a smooth curve depends on where its logistic
@@ -50,6 +51,8 @@ params! {
         at: String = "onset".to_owned(), choices = ["onset", "midpoint"];
         /// Fit over ln(step + 1); false fits over the step itself.
         log_x: bool = true;
+        /// Fit ln y, for losses that fall by orders of magnitude; all curves alike, since 10 % of the change then means something else.
+        log_y: bool = false;
         /// Resamples of each curve, and of models.
         n_bootstrap: u64 = 200, min = 10.0, max = 10_000.0;
         /// Shuffles of the cells of every model.
@@ -66,7 +69,7 @@ impl Experiment for Order {
     type Params = Params;
     const CARD: &'static Card = &Card {
         name: "order",
-        version: 1,
+        version: 2,
         summary: "Orders curves by their onset, with probabilities for each pair, and compares the order over seeds",
         source: "Kendall 1938; block bootstrap of onsets",
         stage: Stage::Joint(Scope::Entry),
@@ -114,7 +117,7 @@ struct Time {
 
 impl Curve {
     fn time(&self, model: &str, params: &Params) -> Time {
-        let options = Options { log_x: params.log_x, log_y: None, n_bootstrap: 0 };
+        let options = Options { log_x: params.log_x, log_y: Some(params.log_y), n_bootstrap: 0 };
         // A stream per curve: its numbers do not depend on which others there are.
         let name = format!("order/{model}/{}", self.label);
         let mut rng = random::stream(params.seed, &name);
@@ -127,15 +130,20 @@ impl Curve {
         Time {
             at,
             interval: interval(samples.clone()),
-            bracket: bracket(&self.steps, at),
-            verdict: f64::from(u8::from(found.is_transition)),
+            bracket: bracket(&self.steps, &self.values, at),
+            verdict: match &found.fits {
+                Some(_) => f64::from(u8::from(found.is_transition)),
+                None => f64::NAN,
+            },
             samples,
         }
     }
 }
 
-/// Last checkpoint before and first at or after a time; NaN outside the checkpoints.
-fn bracket(steps: &[u64], time: f64) -> [f64; 2] {
+/// Last checkpoint before and first at or after a time, of those with a value; NaN outside them.
+fn bracket(steps: &[u64], values: &[f64], time: f64) -> [f64; 2] {
+    let known = steps.iter().zip(values).filter(|(_, value)| value.is_finite());
+    let steps: Vec<u64> = known.map(|(step, _)| *step).collect();
     let after = steps.partition_point(|step| (*step as f64) < time);
     let step = |at: Option<usize>| at.and_then(|at| steps.get(at)).map_or(f64::NAN, |s| *s as f64);
     if time.is_nan() { [f64::NAN; 2] } else { [step(after.checked_sub(1)), step(Some(after))] }
@@ -275,16 +283,20 @@ fn over_models(
     for (name, column) in ["precedence", "precedence_low", "precedence_high"].iter().zip(columns) {
         cx.metric(name, Value::array(vec![n, n], column, axes()))?;
     }
-    let times: Vec<Vec<f64>> =
-        runs.iter().map(|run| run.iter().map(|time| time.at).collect()).collect();
+    // A model of which no curve could be tested has no order.
+    let tested = runs.iter().filter(|run| run.iter().any(|time| time.at.is_finite()));
+    let times: Vec<Vec<f64>> = tested.map(|run| run.iter().map(|time| time.at).collect()).collect();
+    cx.metric("n_ordered", times.len() as f64)?;
+    if times.is_empty() {
+        return Err(Error::Input(
+            "no curve could be tested: expected 8 checkpoints or more".to_owned(),
+        ));
+    }
     let found = Agreement::of(&times, params.n_bootstrap as usize, &mut rng);
     let ends = |end: usize| found.interval.iter().map(|ends| ends[end]).collect();
-    // One model has no interval over models.
-    let several = |value: f64| if runs.len() > 1 { value } else { f64::NAN };
     cx.metric("mean_rank", Value::labelled(cells, found.mean_rank.clone()))?;
     for (name, values) in [("mean_rank_low", ends(0)), ("mean_rank_high", ends(1))] {
-        let values: Vec<f64> = values;
-        cx.metric(name, Value::labelled(cells, values.into_iter().map(several).collect()))?;
+        cx.metric(name, Value::labelled(cells, values))?;
     }
     cx.metric("agreement", found.tau)?;
     cx.metric("agreement_low", found.tau_interval[0])?;
@@ -353,6 +365,7 @@ const METRICS: &[MetricDef] = &[
     rank("mean_rank", "Mean over models of the place in the order, 1 first"),
     rank("mean_rank_low", "Lower end of its 95 % bootstrap interval over models"),
     rank("mean_rank_high", "Upper end of that interval"),
+    scalar("n_ordered", Unit::Count, "Models with a curve that could be tested"),
     scalar("agreement", Unit::Ratio, "Mean Kendall's tau between the orders of two models"),
     scalar("agreement_low", Unit::Ratio, "Lower end of its 95 % bootstrap interval over models"),
     scalar("agreement_high", Unit::Ratio, "Upper end of that interval"),

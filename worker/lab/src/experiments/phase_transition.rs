@@ -65,7 +65,7 @@ impl Experiment for PhaseTransition {
     type Params = Params;
     const CARD: &'static Card = &Card {
         name: "phase-transition",
-        version: 1,
+        version: 2,
         summary: "Tests a metric's curve for a sharp transition against smooth alternatives",
         source: "BIC comparison of logistic, line and power law over log steps",
         stage: Stage::Trajectory,

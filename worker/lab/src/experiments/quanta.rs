@@ -2,10 +2,11 @@
 //!
 //! # What it measures
 //! For every cell of a metric that falls (the loss of each task or token) over `x = ln(step + 1)`: the first step
-//! below a fraction of its first value (`t_half`), the share of its fall within a tenth of the x range
-//! (`step_frac`) and that share for the power law that fits the cell best (`step_frac_smooth`, the null), and
+//! below a fraction of its first value (`t_half`), the largest change within a tenth of the x range over its whole range
+//! (`step_frac`, D29b) and that share for the power law that fits the cell best (`step_frac_smooth`, the null), and
 //! whether the sigmoid test calls it a transition. For the mean over cells, weighted by rank as
-//! `i^-(alpha + 1)`: the same share, the exponent of its power law, and how well the weighted sum of the
+//! `i^-(alpha + 1)`: the same share, the exponent `c` of its power law `a + b t^-c` with a free offset (and of any sign, so
+//! that it equals the exponent predicted only once the offset is small), and how well the weighted sum of the
 //! cells' fitted sigmoids reproduces it (`sum_r2`).
 //!
 //! # Interpretation
@@ -55,7 +56,7 @@ impl Experiment for Quanta {
     type Params = Params;
     const CARD: &'static Card = &Card {
         name: "quanta",
-        version: 1,
+        version: 2,
         summary: "Tests whether a smooth mean curve is a sum of sudden steps of its parts",
         source: "Michaud et al. 2023, arXiv 2303.13506",
         stage: Stage::Trajectory,
@@ -109,7 +110,8 @@ pub(super) struct Quantum {
     pub(super) t_half: f64,
     pub(super) step_frac: f64,
     step_frac_smooth: f64,
-    pub(super) is_transition: bool,
+    /// 1 if it is learned in a transition, 0 if not; NaN if there is too little to test.
+    pub(super) verdict: f64,
     /// The sigmoid at every step: the constant mean if the cell cannot be fitted.
     sigmoid: Vec<f64>,
 }
@@ -124,9 +126,16 @@ impl Quantum {
         let options = Options { log_x: true, log_y: Some(false), n_bootstrap: 0 };
         let test = Transition::test(steps, values, options, &mut random::stream(0, "quanta"));
         let x: Vec<f64> = steps.iter().map(|&step| axis(step)).collect();
-        let smooth: Option<Vec<f64>> = test.fits.as_ref().map(|fits| at(fits, Model::PowerLaw, &x));
+        let present = x.iter().zip(values).filter(|(_, value)| value.is_finite());
+        let kept: Vec<f64> = present.map(|(x, _)| *x).collect();
+        let smooth = test.fits.as_ref().map(|fits| at(fits, Model::PowerLaw, &kept));
         let sigmoid = if let Some(fits) = &test.fits {
-            at(fits, Model::Logistic, &x)
+            let fitted = at(fits, Model::Logistic, &x);
+            // Where the cell is missing, so is its part of the sum.
+            let present = |(fitted, value): (f64, &f64)| {
+                if value.is_finite() { fitted } else { f64::NAN }
+            };
+            fitted.into_iter().zip(values).map(present).collect()
         } else {
             let finite: Vec<f64> = values.iter().copied().filter(|v| v.is_finite()).collect();
             vec![finite.iter().sum::<f64>() / finite.len() as f64; x.len()]
@@ -136,9 +145,12 @@ impl Quantum {
             t_half: learned.map_or(f64::NAN, |index| steps[index] as f64),
             step_frac: known(test.abruptness),
             step_frac_smooth: known(
-                smooth.map_or(f64::NAN, |smooth| abruptness(Points { x: &x, y: &smooth })),
+                smooth.map_or(f64::NAN, |smooth| abruptness(Points { x: &kept, y: &smooth })),
             ),
-            is_transition: learned.is_some() && test.is_transition,
+            verdict: match &test.fits {
+                Some(_) => f64::from(u8::from(learned.is_some() && test.is_transition)),
+                None => f64::NAN,
+            },
             sigmoid,
         }
     }
@@ -208,11 +220,12 @@ impl Whole {
         };
         let rank: Vec<f64> = learned.iter().map(|(index, _)| *index as f64).collect();
         let t_half: Vec<f64> = learned.iter().map(|(_, quantum)| quantum.t_half).collect();
-        let n_abrupt = learned.iter().filter(|(_, quantum)| quantum.is_transition).count();
+        let verdicts = learned.iter().map(|(_, quantum)| quantum.verdict);
+        let tested: Vec<f64> = verdicts.filter(|verdict| !verdict.is_nan()).collect();
         vec![
             ("n_learned", learned.len() as f64),
             ("rank_correlation", spearman(&rank, &t_half)),
-            ("fraction_abrupt", n_abrupt as f64 / learned.len() as f64),
+            ("fraction_abrupt", tested.iter().sum::<f64>() / tested.len() as f64),
             ("median_step_frac", median(|quantum| quantum.step_frac)),
             ("median_step_frac_smooth", median(|quantum| quantum.step_frac_smooth)),
             ("mean_step_frac", self.step_frac),
@@ -246,7 +259,7 @@ const CELLS: &[(&str, Read)] = &[
     ("t_half", |quantum| quantum.t_half),
     ("step_frac", |quantum| quantum.step_frac),
     ("step_frac_smooth", |quantum| quantum.step_frac_smooth),
-    ("verdict", |quantum| f64::from(u8::from(quantum.is_transition))),
+    ("verdict", |quantum| quantum.verdict),
 ];
 
 const METRICS: &[MetricDef] = &[

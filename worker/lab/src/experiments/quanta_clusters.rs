@@ -78,7 +78,7 @@ impl Experiment for QuantaClusters {
     type Params = Params;
     const CARD: &'static Card = &Card {
         name: "quanta-clusters",
-        version: 1,
+        version: 2,
         summary: "Groups examples by their gradients and tests each group's loss for a step of its own",
         source: "Michaud et al. 2023, arXiv 2303.13506, section 5",
         stage: Stage::Trajectory,
@@ -432,13 +432,14 @@ fn emit_steps(groups: &[Quantum], control: &[Quantum], cx: &mut Context<'_>) -> 
         if values.is_empty() { f64::NAN } else { quantile(&values, 0.5) }
     };
     let abrupt = |groups: &[Quantum]| {
-        let learned = groups.iter().filter(|group| group.is_learned()).count() as f64;
-        groups.iter().filter(|group| group.is_transition).count() as f64 / learned
+        let tested = groups.iter().filter(|group| group.is_learned() && !group.verdict.is_nan());
+        let (n, called) = tested.fold((0.0, 0.0), |(n, sum), group| (n + 1.0, sum + group.verdict));
+        called / n
     };
     let column = |read: fn(&Quantum) -> f64| Value::vector(groups.iter().map(read).collect());
     cx.metric("t_half", column(|group| group.t_half))?;
     cx.metric("step_frac", column(|group| group.step_frac))?;
-    cx.metric("verdict", column(|group| f64::from(u8::from(group.is_transition))))?;
+    cx.metric("verdict", column(|group| group.verdict))?;
     cx.metric("median_step_frac", median(groups))?;
     cx.metric("median_step_frac_random", median(control))?;
     cx.metric("fraction_abrupt", abrupt(groups))?;
@@ -460,7 +461,11 @@ const METRICS: &[MetricDef] = &[
     of_cluster("similarity_to_others", Unit::Ratio, "Mean similarity to those of other groups"),
     of_cluster("t_half", Unit::Steps, "First step below the fraction of the first loss"),
     of_cluster("step_frac", Unit::Ratio, "Share of the change in a tenth of log time"),
-    of_cluster("verdict", Unit::Truth, "1: learned, in a transition by the sigmoid test; 0: not"),
+    of_cluster(
+        "verdict",
+        Unit::Truth,
+        "1: learned, in a transition by the sigmoid test; 0: not; NaN: too few checkpoints",
+    ),
     MetricDef {
         name: "cluster",
         unit: Unit::Count,

@@ -60,7 +60,7 @@ impl Experiment for Rebasin {
     type Params = Params;
     const CARD: &'static Card = &Card {
         name: "rebasin",
-        version: 1,
+        version: 2,
         summary: "Permutes one model onto another and measures the loss barrier before and after",
         source: "Ainsworth et al. 2022, arXiv 2209.04836 (samuela/git-re-basin)",
         stage: Stage::Compare,

@@ -1,11 +1,11 @@
 //! Which tasks and architectures give models that are the same up to a permutation?
 //!
 //! # What it measures
-//! Every pair that `rebasin` compared, ranked by its barrier ratio on the last split (the test data, where a recipe has them):
+//! Every pair that `rebasin` compared, ranked by its barrier ratio on the test data, or where a recipe has none on its training data:
 //! `barrier_ratio`, `barrier_naive`, `barrier_matched` and `fve` `[pair]`, the smallest ratio first. A pair is an *instance* if
 //! its ratio is below `max_ratio` and its circuit is understood: one frequency explains at least `min_fve` of the neurons'
-//! variance in both models; `n_instances` and `n_pairs` count. `mean_ratio` `[cell]` averages over the pairs of one recipe and
-//! grid point, `mean_ratio_low` and `mean_ratio_high` are 95 % bootstrap intervals over its models, of which they need three. `ranking.csv` and
+//! variance in both models; `n_instances` and `n_pairs` count. `mean_ratio` `[cell]` averages over the pairs of one entry and
+//! grid point (of two, for pairs across), `mean_ratio_low` and `mean_ratio_high` are 95 % bootstrap intervals over its models, of which they need three. `ranking.csv` and
 //! `ranking.json` are the table.
 //!
 //! # Interpretation
@@ -56,7 +56,7 @@ impl Experiment for RebasinSearch {
     type Params = Params;
     const CARD: &'static Card = &Card {
         name: "rebasin-search",
-        version: 1,
+        version: 2,
         summary: "Ranks the pairs of a sweep by how much of their barrier a permutation removes",
         source: "Ainsworth et al. 2022, arXiv 2209.04836; Nanda et al. 2023, arXiv 2301.05217",
         stage: Stage::Joint(Scope::Sweep),
@@ -87,8 +87,14 @@ impl Experiment for RebasinSearch {
             let partner = found.partner.clone().unwrap_or_default();
             let number = |name: &str| of(name).unwrap_or(f64::NAN);
             let [barrier_ratio, barrier_naive, barrier_matched, fve] = READ.map(number);
+            let first = setting(member);
+            let other = cohort.members.iter().find(|other| partner_is(&partner, &other.label));
+            let setting = match other.map(setting) {
+                Some(other) if other != first => format!("{first} to {other}"),
+                Some(_) | None => first,
+            };
             pairs.push(Pair {
-                setting: setting(member),
+                setting,
                 model: member.label.clone(),
                 is_instance: barrier_ratio < params.max_ratio && fve >= params.min_fve,
                 partner,
@@ -130,18 +136,25 @@ struct Pair {
     is_instance: bool,
 }
 
-/// Recipe and grid point of a model.
+/// Entry and grid point of a model: its label but for the seed.
 fn setting(member: &Member) -> String {
-    let recipe = member.recipe.clone().unwrap_or_else(|| member.label.clone());
-    match member.point() {
-        point if point.is_empty() => recipe,
-        point => format!("{recipe} {point}"),
-    }
+    let seed = member.seed.map(|seed| format!("-seed{seed}"));
+    let stem = seed.and_then(|seed| member.label.strip_suffix(seed.as_str()));
+    stem.unwrap_or(&member.label).to_owned()
 }
 
-/// The last entry of the last value: the last split, or the number itself.
+/// Whether a partner, `MODEL` or `MODEL@STEP`, is that model.
+fn partner_is(partner: &str, label: &str) -> bool {
+    partner == label || partner.rsplit_once('@').is_some_and(|(model, _)| model == label)
+}
+
+/// The last value on the test split, else on the training split, or the number itself.
 fn last(series: &MemberSeries) -> Option<f64> {
-    series.series.points.last()?.1.data.last().copied()
+    let value = &series.series.points.last()?.1;
+    let splits = value.labels.first().and_then(Option::as_deref).unwrap_or_default();
+    let place = |name: &str| splits.iter().position(|split| split == name);
+    let at = place("test").or_else(|| place("train"));
+    value.data.get(at.unwrap_or(value.data.len().checked_sub(1)?)).copied()
 }
 
 type Read = fn(&Pair) -> f64;
@@ -250,7 +263,7 @@ const METRICS: &[MetricDef] = &[
     of_pair("fve", Unit::Ratio, "Neuron variance explained by one frequency, of the worse model"),
     count("n_pairs", "Pairs compared"),
     count("n_instances", "Pairs that are the same up to permutation, with an understood circuit"),
-    of_setting("mean_ratio", "Mean ratio over the pairs of one recipe and grid point"),
+    of_setting("mean_ratio", "Mean ratio over the pairs of one entry and grid point"),
     of_setting("mean_ratio_low", "Lower end of its 95 % bootstrap interval over models"),
     of_setting("mean_ratio_high", "Upper end of that interval"),
 ];
@@ -275,7 +288,7 @@ mod tests {
     fn pairs_are_ranked_and_instances_counted() {
         let members: Vec<Member> = (0..4)
             .map(|seed| Member {
-                label: format!("m{seed}"),
+                label: format!("r-seed{seed}"),
                 seed: Some(seed),
                 recipe: Some("r".to_owned()),
                 failure: (seed == 3).then(|| "diverged".to_owned()),
@@ -291,17 +304,32 @@ mod tests {
             rows.into_iter().map(|(m, p, test)| of(m, p, vec![7.0, test])).collect()
         };
         let table = CohortSeries::from([
-            (READ[0].to_owned(), split([(0, "m1", 0.2), (0, "m2", 0.01), (1, "m2", f64::NAN)])),
-            (READ[1].to_owned(), split([(0, "m1", 2.0), (0, "m2", 3.0), (1, "m2", 0.0)])),
-            (READ[2].to_owned(), split([(0, "m1", 0.4), (0, "m2", 0.03), (1, "m2", 0.0)])),
-            (READ[3].to_owned(), split([(0, "m1", 0.95), (0, "m2", 0.97), (1, "m2", 0.99)])),
+            (
+                READ[0].to_owned(),
+                split([(0, "r-seed1", 0.2), (0, "r-seed2", 0.01), (1, "r-seed2", f64::NAN)]),
+            ),
+            (
+                READ[1].to_owned(),
+                split([(0, "r-seed1", 2.0), (0, "r-seed2", 3.0), (1, "r-seed2", 0.0)]),
+            ),
+            (
+                READ[2].to_owned(),
+                split([(0, "r-seed1", 0.4), (0, "r-seed2", 0.03), (1, "r-seed2", 0.0)]),
+            ),
+            (
+                READ[3].to_owned(),
+                split([(0, "r-seed1", 0.95), (0, "r-seed2", 0.97), (1, "r-seed2", 0.99)]),
+            ),
         ]);
         let device = sweep_lens::Device::Cpu;
         let cohort = Cohort { members: &members, checkpoints: None, series: &table, device };
         let mut sink = MemorySink::default();
         joint(&RebasinSearch, &json!({}), cohort, &mut sink).unwrap();
         let ratios = &sink.metrics["barrier_ratio"][&9];
-        assert_eq!(ratios.labels[0].as_ref().unwrap(), &["m0 to m2", "m0 to m1", "m1 to m2"]);
+        assert_eq!(
+            ratios.labels[0].as_ref().unwrap(),
+            &["r-seed0 to r-seed2", "r-seed0 to r-seed1", "r-seed1 to r-seed2"]
+        );
         assert_eq!(ratios.data[..2], [0.01, 0.2]);
         assert_eq!(
             (sink.scalar("n_pairs", 9), sink.scalar("n_instances", 9)),
@@ -310,8 +338,37 @@ mod tests {
         assert!((sink.metrics["mean_ratio"][&9].data[0] - 0.105).abs() < 1e-15);
         assert_eq!(sink.scalar("n_failed", 9), Some(1.0));
         let csv = String::from_utf8(sink.artifacts["ranking.csv"].clone()).unwrap();
-        assert_eq!(csv.lines().nth(1), Some("1,\"r\",\"m0\",\"m2\",0.01,3,0.03,0.97,true"));
+        assert_eq!(
+            csv.lines().nth(1),
+            Some("1,\"r\",\"r-seed0\",\"r-seed2\",0.01,3,0.03,0.97,true")
+        );
+        let labels = &sink.metrics["mean_ratio"][&9].labels[0];
+        assert_eq!(labels.as_ref().unwrap(), &["r"], "one entry, one mean");
         let named: Json = serde_json::from_slice(&sink.artifacts["members.json"]).unwrap();
         assert_eq!(named[3]["failure"], "diverged");
+    }
+
+    #[test]
+    fn the_test_split_is_read_and_entries_are_kept_apart() {
+        let read = |labels: &[&str], data: Vec<f64>| {
+            let points = vec![(9, Value::labelled(labels, data))];
+            last(&MemberSeries {
+                member: 0,
+                partner: None,
+                series: Series { points, ..Series::default() },
+            })
+        };
+        assert_eq!(read(&["train", "test", "answer"], vec![1.0, 2.0, 3.0]), Some(2.0));
+        assert_eq!(read(&["train", "mean"], vec![1.0, 2.0]), Some(1.0));
+        assert_eq!(read(&["a", "b"], vec![1.0, 2.0]), Some(2.0));
+        let member = |label: &str, seed| Member {
+            label: label.to_owned(),
+            seed: Some(seed),
+            recipe: Some("modular-addition-mlp".to_owned()),
+            ..Member::default()
+        };
+        assert_eq!(setting(&member("narrow-p=31-seed2", 2)), "narrow-p=31");
+        assert_eq!(setting(&Member { seed: None, ..member("gpt2", 0) }), "gpt2");
+        assert!(partner_is("wide-seed1@40", "wide-seed1") && !partner_is("wide-seed1", "wide"));
     }
 }

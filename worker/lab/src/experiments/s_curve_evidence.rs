@@ -4,8 +4,8 @@
 //! For every cell of a falling metric, over plain steps: the fit of an exponential (one component), a power law, and the
 //! S-curve of two components in balance, `c + A (1 - logistic((t - x0) / w))²` (D36). `daic` is the AIC of the better
 //! rival minus that of the S-curve; `verdict` is 1 if it is above 10. `rate` is the growth rate of the product while it is small
-//! (slope of ln s, with `rate_r2` for how exponential that growth is); two components predict `rate * width = 1`
-//! whatever the scale, so `rate_width` is emitted. `t90 … t1`: first steps with 90, 50, 10 and 1 % of the fall left.
+//! (slope of ln s, with `rate_r2` for how exponential that growth is); two components predict `rate * width`, emitted
+//! as `rate_width`, near 1 whatever the scale (.92 for the ideal curve, whose growth up to 30 % has begun to saturate). `t90 … t1`: first steps with 90, 50, 10 and 1 % of the fall left.
 //! Curves of fewer than 8 points, or that do not fall, give NaN and verdict 0. For metrics that rise, set `rises`.
 //!
 //! # Interpretation

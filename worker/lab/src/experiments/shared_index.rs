@@ -2,7 +2,8 @@
 //!
 //! # What it measures
 //! Models whose score per head `[layer, head]` has the same shape are compared; those that also began with the same
-//! initialisation (`init_seed`, or else the seed; published models of one suite share theirs) form a *group*. A head counts
+//! initialisation (recipe, width and `init_seed`, or else the seed) form a *group*. Published models form one per shape with
+//! `share_published` (Nanda's toy models began with the same weights), without it each its own. A head counts
 //! where its last score is at least `threshold`. `share_count` `[cell]`: in how many models of the group the head at that
 //! index counts. `n_shared` `[cell]`: at how many indices all models agree. `overlap` `[cell]`: mean Jaccard index of the sets of
 //! heads over pairs of models of the group. Null: heads are relabelled at random within each layer of each model, which keeps how
@@ -14,7 +15,7 @@
 //!
 //! # Interpretation
 //! Overlap above both controls: the initialisation (or what the models share of the data order) decides which head takes the role. A
-//! group of one model, or of models without such heads, has nothing to share: NaN. Whether initial weights are
+//! group of one model, or of models without such heads, has nothing to share (NaN; `n_shared` 0). Whether initial weights are
 //! really equal is told by `weight-delta` between the models at their first checkpoint.
 //!
 //! # Source
@@ -47,6 +48,8 @@ params! {
         metric: MetricName = MetricName::default();
         /// Score from which a head counts.
         threshold: f64 = 0.3;
+        /// Published models of one shape began with the same weights: true of Nanda's toy models, not of Stanford's GPT-2.
+        share_published: bool = false;
         /// Relabellings of heads.
         n_permutations: u64 = 2000, min = 1.0, max = 1_000_000.0;
         /// Seed of the relabellings.
@@ -58,7 +61,7 @@ impl Experiment for SharedIndex {
     type Params = Params;
     const CARD: &'static Card = &Card {
         name: "shared-index",
-        version: 1,
+        version: 2,
         summary: "Tests whether models of one initialisation have heads of a kind at the same indices",
         source: "Nanda 2022, 200 Concrete Open Problems, 5.10",
         stage: Stage::Joint(Scope::Sweep),
@@ -129,7 +132,7 @@ impl Heads {
         };
         Ok(Some(Self {
             shape: last.shape.clone(),
-            init: initialisation(member),
+            init: initialisation(member, params.share_published),
             counts: last.data.iter().map(|value| reaches(*value)).collect(),
             onsets: (0..last.data.len()).map(onset).collect(),
         }))
@@ -147,13 +150,17 @@ impl Heads {
     }
 }
 
-/// What a model's initial weights were drawn from.
-fn initialisation(member: &Member) -> String {
-    let drawn = member.params.get("init_seed").and_then(Json::as_i64).filter(|seed| *seed >= 0);
-    match (drawn, member.seed) {
-        (Some(seed), _) => format!("initialisation {seed}"),
-        (None, Some(seed)) => format!("seed {seed}"),
-        (None, None) => "published".to_owned(),
+/// What a model's initial weights were drawn from: models of equal recipe, width and seed of the initial weights have those
+/// tensors in common that have one shape.
+fn initialisation(member: &Member, share_published: bool) -> String {
+    let drawn = member.params.get("init_seed").and_then(Json::as_u64);
+    match (drawn.or(member.seed), &member.recipe) {
+        (Some(seed), Some(recipe)) => {
+            let width = member.params.get("d_model").map(|width| format!(", d_model {width}"));
+            format!("{recipe}{}, initialisation {seed}", width.unwrap_or_default())
+        }
+        _ if share_published => "published".to_owned(),
+        _ => member.label.clone(),
     }
 }
 
@@ -179,9 +186,9 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
 
 fn onset_correlation(group: &[&Heads]) -> f64 {
     mean(pairs(group).map(|(a, b)| {
-        let both = a.onsets.iter().zip(&b.onsets);
-        let both: Vec<_> = both.filter(|(a, b)| a.is_finite() && b.is_finite()).collect();
-        let (a, b): (Vec<f64>, Vec<f64>) = both.into_iter().map(|(a, b)| (*a, *b)).unzip();
+        let both = (0..a.counts.len()).filter(|&head| a.counts[head] && b.counts[head]);
+        let (a, b): (Vec<f64>, Vec<f64>) =
+            both.map(|head| (a.onsets[head], b.onsets[head])).unzip();
         if a.len() < 3 { f64::NAN } else { spearman(&a, &b) }
     }))
 }
@@ -353,8 +360,9 @@ mod tests {
 
     #[test]
     fn onsets_are_compared_where_both_models_have_them() {
-        let a = model(&[], &[(8, 100.0), (9, 200.0), (10, 300.0), (3, 50.0)]);
-        let b = model(&[], &[(8, 110.0), (9, 150.0), (10, 400.0)]);
+        // The head at 3 was there for a while only, that at 4 counts in one of them.
+        let a = model(&[4, 8, 9, 10], &[(3, 50.0), (4, 1.0), (8, 100.0), (9, 200.0), (10, 300.0)]);
+        let b = model(&[8, 9, 10], &[(3, 500.0), (4, 900.0), (8, 110.0), (9, 150.0), (10, 400.0)]);
         assert_eq!(row(&[a, b])[6], 1.0);
         assert!(row(&[model(&[], &[(8, 1.0)]), model(&[], &[(8, 2.0)])])[6].is_nan());
     }
@@ -368,11 +376,18 @@ mod tests {
 
     #[test]
     fn the_initialisation_is_that_which_was_asked_for() {
-        let params = serde_json::json!({ "init_seed": 4 });
-        let Json::Object(params) = params else { panic!() };
-        let member = Member { seed: Some(1), params, ..Member::default() };
-        assert_eq!(initialisation(&member), "initialisation 4");
-        assert_eq!(initialisation(&Member { seed: Some(1), ..Member::default() }), "seed 1");
-        assert_eq!(initialisation(&Member::default()), "published");
+        let trained = |seed: u64, params: Json| {
+            let Json::Object(params) = params else { panic!() };
+            let recipe = Some("induction".to_owned());
+            let member = Member { seed: Some(seed), params, recipe, ..Member::default() };
+            initialisation(&member, true)
+        };
+        let json = |init_seed: i64, d_model: i64| serde_json::json!({ "init_seed": init_seed, "d_model": d_model });
+        assert_eq!(trained(1, json(4, 64)), "induction, d_model 64, initialisation 4");
+        assert_eq!(trained(4, json(-1, 64)), trained(1, json(4, 64)), "the seed of the run");
+        assert_ne!(trained(4, json(-1, 32)), trained(4, json(-1, 64)), "other shapes");
+        let published = Member { label: "gelu-2l".to_owned(), ..Member::default() };
+        assert_eq!(initialisation(&published, true), "published");
+        assert_eq!(initialisation(&published, false), "gelu-2l");
     }
 }

@@ -108,7 +108,10 @@ impl Recipe for SCurve {
 
     fn check(&self, params: &Params) -> Result<()> {
         if params.layer_norm && params.rank < 2 {
-            return Err(Error::params("layer_norm", "a single component is always normalised to 0"));
+            return Err(Error::params(
+                "layer_norm",
+                "a single component is always normalised to 0",
+            ));
         }
         Ok(())
     }

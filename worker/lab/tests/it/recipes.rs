@@ -208,7 +208,7 @@ fn relations_between_parameters_are_checked() {
     assert!(message.contains("`n_heads`") && message.contains("64"), "{message}");
     assert!(refused("induction", json!({ "period_min": 30 })).contains("period_max"));
     assert!(refused("induction", json!({ "n_ctx": 25 })).contains("25"));
-    assert!(refused("multitask-parity", json!({ "n_bits": 2 })).contains("k"));
+    assert!(refused("multitask-parity", json!({ "n_bits": 2 })).contains("more than n_bits 2"));
     assert!(refused("s-curve", json!({ "n": 8, "batch": 9 })).contains("more than n 8"));
     assert!(refused("toy-ioi", json!({ "d_model": 6 })).contains("does not divide d_model 6"));
 }

@@ -116,7 +116,7 @@ fn models_with_other_tokens_are_refused() {
     assert_eq!(sink.scalar("n_failed", 40), Some(1.0));
     let missing = [("a", vec![vec![f64::NAN]; 5])];
     let error = run(&missing, None, json!({})).unwrap_err();
-    assert!(error.to_string().contains("missing at some checkpoint"), "{error}");
+    assert!(error.to_string().contains("`a` has no value at step 0"), "{error}");
 }
 
 #[test]

@@ -64,9 +64,11 @@ fn probabilities_by_hand() {
     assert_eq!(probability_before(&[1.0, 3.0], &[2.0, 3.0]), (1.0 + 1.0 + 0.0 + 0.5) / 4.0);
     assert!(probability_before(&[], &[1.0]).is_nan());
     assert!(probability_before(&[1.0], &[f64::NAN]).is_nan());
-    assert_eq!(bracket(&[0, 10, 20], 10.0), [0.0, 10.0]);
-    assert_eq!(bracket(&[0, 10, 20], 11.0), [10.0, 20.0]);
-    assert!(bracket(&[0, 10], 30.0)[1].is_nan() && bracket(&[0, 10], f64::NAN)[0].is_nan());
+    assert_eq!(bracket(&[0, 10, 20], &[1.0; 3], 10.0), [0.0, 10.0]);
+    assert_eq!(bracket(&[0, 10, 20], &[1.0; 3], 11.0), [10.0, 20.0]);
+    assert_eq!(bracket(&[0, 10, 20], &[1.0, f64::NAN, 1.0], 11.0), [0.0, 20.0], "as measured");
+    assert!(bracket(&[0, 10], &[1.0; 2], 30.0)[1].is_nan());
+    assert!(bracket(&[0, 10], &[1.0; 2], f64::NAN)[0].is_nan());
 }
 
 #[test]
