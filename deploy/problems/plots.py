@@ -15,7 +15,7 @@ SWEEP = ROOT / "target/release/sweep"
 STORES = ROOT / ".sweep-problems"
 # The figure that shows what the row says.
 FIGURES = {
-    "5.1": "digit-phases.falls",
+    "5.1": "addition.digits",
     "5.2": "digit-order.ranks",
     "5.3": "pca.path",
     "5.4": "grok-predict.predictions",
