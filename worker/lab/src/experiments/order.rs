@@ -288,9 +288,15 @@ fn over_models(
     let times: Vec<Vec<f64>> = tested.map(|run| run.iter().map(|time| time.at).collect()).collect();
     cx.metric("n_ordered", times.len() as f64)?;
     if times.is_empty() {
-        return Err(Error::Input(
-            "no curve could be tested: expected 8 checkpoints or more".to_owned(),
-        ));
+        for name in ["mean_rank", "mean_rank_low", "mean_rank_high"] {
+            cx.metric(name, Value::labelled(cells, vec![f64::NAN; n]))?;
+        }
+        for name in
+            ["agreement", "agreement_low", "agreement_high", "agreement_null_high", "agreement_p"]
+        {
+            cx.metric(name, f64::NAN)?;
+        }
+        return Ok(());
     }
     let found = Agreement::of(&times, params.n_bootstrap as usize, &mut rng);
     let ends = |end: usize| found.interval.iter().map(|ends| ends[end]).collect();

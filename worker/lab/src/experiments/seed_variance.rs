@@ -69,7 +69,8 @@ impl Experiment for SeedVariance {
         // Grid point and cell → seed → last value.
         let mut items: BTreeMap<(usize, String), BTreeMap<u64, f64>> = BTreeMap::new();
         let mut points: Vec<String> = Vec::new();
-        for member in found {
+        for (done, member) in found.iter().enumerate() {
+            cx.progress(done as u64, found.len() as u64)?;
             let of = &cohort.members[member.member];
             let (Some(seed), None) = (of.seed, &of.failure) else { continue };
             let point = of.point();
