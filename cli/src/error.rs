@@ -8,7 +8,7 @@
 use std::{error::Error as StdError, fmt, io};
 
 use serde_json::{Value, json};
-use sweep_proto::client::ConnectError;
+use sweep_proto::client::{ConnectError, is_transport};
 use tonic::Code;
 
 /// How a command that ran to its end ended.
@@ -289,17 +289,6 @@ fn transport_cause(status: &tonic::Status) -> String {
         ("", cause) => cause,
         (message, cause) if cause.contains(message) => cause,
         (message, cause) => format!("{message}: {cause}"),
-    }
-}
-
-/// Whether a call failed on its way, so that the coordinator said nothing about it.
-pub fn is_transport(status: &tonic::Status) -> bool {
-    match status.code() {
-        Code::Unavailable | Code::DeadlineExceeded => true,
-        Code::Unknown | Code::Internal | Code::Cancelled => {
-            status.source().is_some() || status.message().contains("h2 protocol error")
-        }
-        _ => false,
     }
 }
 

@@ -1,8 +1,11 @@
 //! Connections to a coordinator: keep-alive against NAT timeouts, windows for long links, TLS.
 
-use std::time::Duration;
+use std::{error::Error as _, time::Duration};
 
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::{
+    Code, Status,
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
+};
 
 /// Largest message either side accepts. Metric queries are paged well below it.
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
@@ -83,4 +86,16 @@ fn endpoint(url: &str, ca: Option<&[u8]>) -> Result<Endpoint, ConnectError> {
             .map_err(|source| ConnectError::Tls { url: url.to_owned(), source })?;
     }
     Ok(endpoint)
+}
+
+/// Whether a call failed on its way, so that the coordinator said nothing about it: one that is killed in the middle of a call
+/// leaves `Unknown` with the broken connection as its source, not `Unavailable`.
+pub fn is_transport(status: &Status) -> bool {
+    match status.code() {
+        Code::Unavailable | Code::DeadlineExceeded => true,
+        Code::Unknown | Code::Internal | Code::Cancelled => {
+            status.source().is_some() || status.message().contains("h2 protocol error")
+        }
+        _ => false,
+    }
 }

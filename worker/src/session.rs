@@ -181,7 +181,7 @@ async fn register(
     loop {
         match workers.register(request.clone()).await {
             Ok(answer) => return Ok(Registration::new(answer.into_inner())),
-            Err(status) if matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded) => {
+            Err(status) if client::is_transport(&status) => {
                 tracing::warn!(coordinator = url, "coordinator not reached, trying again");
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_secs(10));
@@ -189,6 +189,45 @@ async fn register(
             Err(status) => {
                 anyhow::bail!("coordinator {url} refused this worker: {}", status.message())
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    /// Protection: a coordinator that is killed while a worker registers has not refused it.
+    #[tokio::test]
+    async fn a_call_that_is_cut_is_made_again() {
+        const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let calls = tokio::spawn(async move {
+            for _ in 0..3 {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                stream.write_all(&SETTINGS).await.unwrap();
+                // The name of the method is compressed; the whole request is more than preface and settings.
+                let mut seen = Vec::new();
+                while seen.len() < 150 {
+                    let mut part = [0; 1024];
+                    match stream.read(&mut part).await {
+                        Ok(n) if n > 0 => seen.extend_from_slice(&part[..n]),
+                        _ => break,
+                    }
+                }
+            }
+        });
+        let channel = client::lazy(&url, None).unwrap();
+        let request = pb::RegisterRequest::default();
+        tokio::select! {
+            answer = register(&channel, &request, &url) => panic!("{answer:?}"),
+            done = calls => done.unwrap(),
         }
     }
 }
