@@ -45,6 +45,12 @@ impl Member {
         };
         self.axes.iter().map(value).collect::<Vec<_>>().join(",")
     }
+
+    /// Its entry and grid point as results call them: the label but for the seed.
+    pub fn setting(&self) -> &str {
+        let seed = self.seed.map(|seed| format!("-seed{seed}"));
+        seed.and_then(|seed| self.label.strip_suffix(seed.as_str())).unwrap_or(&self.label)
+    }
 }
 
 /// Checkpoints of all members, one in memory at a time. May be walked more than once, in any order.

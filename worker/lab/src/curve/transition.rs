@@ -83,6 +83,11 @@ pub struct Transition {
 }
 
 impl Transition {
+    /// 1 for a transition, 0 for none, NaN where there was too little to test.
+    pub fn verdict(&self) -> f64 {
+        if self.fits.is_some() { f64::from(u8::from(self.is_transition)) } else { f64::NAN }
+    }
+
     /// Tests the curve `values` over ascending `steps`; non-finite values are left out.
     pub fn test(steps: &[u64], values: &[f64], options: Options, rng: &mut impl Rng) -> Self {
         Self::test_with(&mut Known::default(), steps, values, options, rng)

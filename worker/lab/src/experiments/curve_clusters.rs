@@ -337,7 +337,7 @@ fn describe(
     [
         own.len() as f64,
         own.iter().map(correlation).sum::<f64>() / own.len() as f64,
-        if found.fits.is_some() { f64::from(u8::from(found.is_transition)) } else { f64::NAN },
+        found.verdict(),
         found.midpoint,
         found.onset,
         found.end,

@@ -131,10 +131,7 @@ impl Curve {
             at,
             interval: interval(samples.clone()),
             bracket: bracket(&self.steps, &self.values, at),
-            verdict: match &found.fits {
-                Some(_) => f64::from(u8::from(found.is_transition)),
-                None => f64::NAN,
-            },
+            verdict: found.verdict(),
             samples,
         }
     }

@@ -147,10 +147,8 @@ impl Quantum {
             step_frac_smooth: known(
                 smooth.map_or(f64::NAN, |smooth| abruptness(Points { x: &kept, y: &smooth })),
             ),
-            verdict: match &test.fits {
-                Some(_) => f64::from(u8::from(learned.is_some() && test.is_transition)),
-                None => f64::NAN,
-            },
+            // NaN stays NaN.
+            verdict: test.verdict() * f64::from(u8::from(learned.is_some())),
             sigmoid,
         }
     }

@@ -87,11 +87,11 @@ impl Experiment for RebasinSearch {
             let partner = found.partner.clone().unwrap_or_default();
             let number = |name: &str| of(name).unwrap_or(f64::NAN);
             let [barrier_ratio, barrier_naive, barrier_matched, fve] = READ.map(number);
-            let first = setting(member);
+            let first = member.setting();
             let other = cohort.members.iter().find(|other| partner_is(&partner, &other.label));
-            let setting = match other.map(setting) {
+            let setting = match other.map(Member::setting) {
                 Some(other) if other != first => format!("{first} to {other}"),
-                Some(_) | None => first,
+                Some(_) | None => first.to_owned(),
             };
             pairs.push(Pair {
                 setting,
@@ -134,13 +134,6 @@ struct Pair {
     barrier_matched: f64,
     fve: f64,
     is_instance: bool,
-}
-
-/// Entry and grid point of a model: its label but for the seed.
-fn setting(member: &Member) -> String {
-    let seed = member.seed.map(|seed| format!("-seed{seed}"));
-    let stem = seed.and_then(|seed| member.label.strip_suffix(seed.as_str()));
-    stem.unwrap_or(&member.label).to_owned()
 }
 
 /// Whether a partner, `MODEL` or `MODEL@STEP`, is that model.
@@ -367,8 +360,8 @@ mod tests {
             recipe: Some("modular-addition-mlp".to_owned()),
             ..Member::default()
         };
-        assert_eq!(setting(&member("narrow-p=31-seed2", 2)), "narrow-p=31");
-        assert_eq!(setting(&Member { seed: None, ..member("gpt2", 0) }), "gpt2");
+        assert_eq!(member("narrow-p=31-seed2", 2).setting(), "narrow-p=31");
+        assert_eq!(Member { seed: None, ..member("gpt2", 0) }.setting(), "gpt2");
         assert!(partner_is("wide-seed1@40", "wide-seed1") && !partner_is("wide-seed1", "wide"));
     }
 }
